@@ -1,0 +1,1 @@
+"""jacnorm: seven papers about the input-output Jacobian of deep networks, reproduced by one DAG."""
