@@ -1,0 +1,169 @@
+"""Files that travel between steps: written atomically, read back as they were.
+
+Every writer goes through `atomic`, so a file under its final name is always whole: a killed job leaves at most a
+hidden temporary file that the next run ignores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jacnorm.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+
+    The temporary file has the suffix of `path`, so that writers which look at suffixes work. If the body raises,
+    `path` stays as it was and the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # some writers make files that a group cannot read
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys; NaN and infinities are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file. Raises UserError if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run again") from None
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of a tidy table holds: its meaning and its unit ("" for names and pure numbers)."""
+
+    meaning: str
+    unit: str = ""
+
+
+def write_table(path: Path | str, rows: pd.DataFrame, columns: Mapping[str, Column]) -> None:
+    """Write a tidy Parquet table whose columns carry their meaning and unit as field metadata.
+
+    The bytes depend on the rows only. Raises ValueError if `rows` and `columns` disagree about the columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if set(rows.columns) != set(columns):
+        raise ValueError(
+            f"{path}: undocumented columns {sorted(set(rows.columns) - set(columns))}, "
+            f"missing columns {sorted(set(columns) - set(rows.columns))}"
+        )
+    table = pa.Table.from_pandas(rows[list(columns)], preserve_index=False)
+    fields = [
+        field.with_metadata({"meaning": columns[field.name].meaning, "unit": columns[field.name].unit})
+        for field in table.schema
+    ]
+    with atomic(path) as temporary:
+        pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd")
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """Read one Parquet table. Raises UserError if it is missing or damaged."""
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet table ({error}); delete it and run again") from None
+
+
+def read_columns(path: Path | str) -> dict[str, Column]:
+    """Read the documentation of a table's columns back."""
+    import pyarrow.parquet as pq
+
+    return {
+        field.name: Column(
+            (field.metadata or {}).get(b"meaning", b"").decode(), (field.metadata or {}).get(b"unit", b"").decode()
+        )
+        for field in pq.read_schema(path)
+    }
+
+
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors and a flat string dictionary as safetensors."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {})
+        )
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The string dictionary of a safetensors file, without its tensors. Raises UserError as `load_tensors`."""
+    with _opened(path, "numpy", "cpu") as file:
+        return dict(file.metadata() or {})
+
+
+def load_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read tensors (memory-mapped on a CPU) and their metadata. Raises UserError if the file is missing or damaged."""
+    with _opened(path, "pt", device) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str, framework: str, device: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework, device=device) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); delete it and run again") from None

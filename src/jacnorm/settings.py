@@ -1,0 +1,160 @@
+"""Settings: the typed options of a job, declared once.
+
+The same class validates ``configs/*.yaml`` before any job starts, makes the command line of the step that uses it,
+gives the defaults (the `smoke` scale) and fills the settings table of the report. Cheap to import: the Snakefile does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterator
+from typing import Annotated, Any, Self, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from jacnorm.errors import UserError
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys, wrong types and impossible values are refused; instances are immutable.
+
+    A mistake raises UserError with one sentence. `validate` is for a part of a larger whole, whose keys have a path.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _mistakes_in_words(cls, values: Any, handler: Any, info: ValidationInfo) -> Any:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            if info.context == _PART:
+                raise
+            raise UserError(explain(error, cls, 'setting "')) from None
+
+    @classmethod
+    def validate(cls, values: Any, path: str) -> Self:
+        """Build settings from the mapping found at `path` of a configuration file; UserError names full paths."""
+        try:
+            return cls.model_validate(values, context=_PART)
+        except ValidationError as error:
+            raise UserError(explain(error, cls, f'configuration key "{path}{"." * bool(path)}')) from None
+
+
+_PART = "part of a configuration"
+
+
+def setting(default: Any, description: str, *, unit: str = "", **limits: Any) -> Any:
+    """Declare a field: its default at `smoke`, what it means, its unit and its limits (`ge`, `lt`, ...)."""
+    with_unit = f"{description} [{unit}]" if unit else description
+    return Field(default, description=with_unit, json_schema_extra={"unit": unit, "meaning": description}, **limits)
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("values must be distinct")
+    return values
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+"""Fraction of weights removed."""
+Distinct = AfterValidator(_distinct)
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct]
+
+
+class SeededSettings(Settings):
+    """Settings of an experiment that is repeated over seeds; blocks of seeds share a job."""
+
+    seeds: Seeds = setting([10], "random seeds; pilots used 0-3, so judged runs use 10 and above")
+    seeds_per_job: Count = setting(
+        10,
+        "seeds that share one job; a block starts at each multiple, so new seeds leave full blocks alone",
+        unit="seeds",
+    )
+
+    def blocks(self) -> list[list[int]]:
+        """Seeds of each job, in ascending order: those with equal ``seed // seeds_per_job`` travel together."""
+        groups: dict[int, list[int]] = {}
+        for seed in sorted(self.seeds):
+            groups.setdefault(seed // self.seeds_per_job, []).append(seed)
+        return list(groups.values())
+
+    def block_names(self) -> list[str]:
+        """``s<first>-<last>`` of each block, as in the names of its files."""
+        return [f"s{block[0]}-{block[-1]}" for block in self.blocks()]
+
+    def block(self, name: str) -> SeededSettings:
+        """These settings for one block only."""
+        for block in self.blocks():
+            if name == f"s{block[0]}-{block[-1]}":
+                return self.model_copy(update={"seeds": block})
+        raise KeyError(f"no block {name}; there are {self.block_names()}")
+
+
+def flags(settings: Settings, *, omit: tuple[str, ...] = ("seeds_per_job",)) -> str:
+    """Command-line options that build `settings`: canonical, so that equal settings give equal text.
+
+    `omit` names fields that only group jobs and never change what a job computes.
+    """
+    words: list[str] = []
+    for name in type(settings).model_fields:
+        if name in omit:
+            continue
+        value = getattr(settings, name)
+        words.append("--" + name.replace("_", "-"))
+        words.extend(shlex.quote(str(item)) for item in (value if isinstance(value, list) else [value]))
+    return " ".join(words)
+
+
+def table(settings: Settings, prefix: str = "") -> Iterator[dict[str, str]]:
+    """Rows (key, value, unit, description) of the settings table, nested settings flattened with dots."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from table(value, f"{prefix}{name}.")
+        else:
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield {
+                "key": f"{prefix}{name}",
+                "value": text,
+                "unit": str(extra.get("unit", "")),
+                "description": str(extra.get("meaning", "")),
+            }
+
+
+def explain(error: ValidationError, model: type[BaseModel], opening: str) -> str:
+    """One sentence per mistake: the key's full path after `opening`, what came and what is allowed."""
+    return "; ".join(_sentence(mistake, model, opening) for mistake in error.errors())
+
+
+def _sentence(mistake: dict[str, Any], model: type[BaseModel], opening: str) -> str:
+    location = [str(part) for part in mistake["loc"]]
+    key = f'{opening}{".".join(location)}"' if location else f'{opening.rstrip(".")}"'
+    if mistake["type"] == "extra_forbidden":
+        return f"{key} is unknown; {suggestion(location[-1], _fields(model, location[:-1]))}"
+    if mistake["type"] == "missing":
+        return f"{key} is missing; add it"
+    reason = mistake["msg"].removeprefix("Value error, ")
+    return f"{key} is {mistake['input']!r}, which is not allowed: {reason[0].lower()}{reason[1:]}"
+
+
+def suggestion(key: str, allowed: list[str]) -> str:
+    """What to write instead of a `key` that does not exist."""
+    near = difflib.get_close_matches(key, allowed, 1)
+    return (f'did you mean "{near[0]}"? ' if near else "") + f"allowed here: {', '.join(allowed)}"
+
+
+def _fields(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Names of the fields of the model that lies at `location` below `model`."""
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        while get_origin(annotation) is not None:
+            annotation = get_args(annotation)[-1]
+        model = annotation
+    return list(model.model_fields)
