@@ -1,0 +1,40 @@
+"""The real MNIST and CIFAR-10, where JACNORM_MIRROR names a folder that holds them."""
+
+import numpy as np
+import pytest
+import torch
+
+from jacnorm.data.prepare import prepare
+from jacnorm.data.read import Prepared, read
+
+
+@pytest.fixture(scope="module", params=["mnist", "cifar10"])
+def prepared(request, real_mirror, tmp_path_factory) -> Prepared:
+    out = tmp_path_factory.mktemp("prepared") / f"{request.param}.safetensors"
+    prepare(request.param, out, real_mirror)
+    return read(out)
+
+
+def test_shapes_and_classes(prepared):
+    train, shape = (60_000, (1, 28, 28)) if prepared.name == "mnist" else (50_000, (3, 32, 32))
+    assert prepared.train.x.shape == (train, *shape)
+    assert prepared.test.x.shape == (10_000, *shape)
+    assert prepared.train.x.dtype == prepared.test.x.dtype == torch.uint8
+    counts = [torch.bincount(part.y).tolist() for part in (prepared.train, prepared.test)]
+    if prepared.name == "mnist":  # as published with the original files
+        assert counts[0] == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert counts[1] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    else:
+        assert counts == [[5000] * 10, [1000] * 10]
+
+
+def test_label_and_source(prepared):
+    """MNIST passed the MD5 of its four IDX files, or `prepare` would have refused it; JPEG is called by its name."""
+    assert prepared.label in {"mnist": ("MNIST",), "cifar10": ("CIFAR-10", "CIFAR-10 (JPEG)")}[prepared.name]
+    assert prepared.source == "mirror"
+
+
+def test_pixels_are_plausible(prepared):
+    mean = prepared.train.x.numpy().mean((0, 2, 3)) / 255
+    known = {"mnist": [0.1307], "cifar10": [0.4914, 0.4822, 0.4465]}[prepared.name]
+    np.testing.assert_allclose(mean, known, atol=5e-4)
