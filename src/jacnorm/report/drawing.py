@@ -1,0 +1,52 @@
+"""The plotting step that all studies share: read tables, draw every captioned figure, write the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from jacnorm.errors import UserError
+from jacnorm.report.claims import complaint
+from jacnorm.report.manifest import Caption, Captions, write_captions
+from jacnorm.report.tables import gather_tables, group_files
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@cache
+def read_captions_file(path: Path) -> dict[str, Caption]:
+    """A study's ``captions.yaml``: figure name -> caption. Raises UserError naming the wrong key."""
+    content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        return Captions.validate_python(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {complaint(error, content)}") from None
+
+
+def draw(
+    captions: Path,
+    figures: Mapping[str, Callable[[Mapping[str, pd.DataFrame]], Figure]],
+    tables: Iterable[Path],
+    out: Path,
+) -> None:
+    """Draw each figure of `captions` with the function of its name and write SVG, PNG and ``captions.json`` to `out`.
+
+    Raises ValueError if `figures` and `captions` name different figures.
+    """
+    from jacnorm.report.plotting import save, style
+
+    described = read_captions_file(captions)
+    if set(described) != set(figures):
+        raise ValueError(f"{captions} and the figure functions differ in {sorted(set(described) ^ set(figures))}")
+    content = gather_tables(group_files(tables))
+    with style():
+        for name in described:
+            save(figures[name](content), out, name)
+    write_captions(out / "captions.json", described)
