@@ -1,0 +1,1 @@
+"""One package per paper; studies never import one another."""
