@@ -1,0 +1,22 @@
+# Seven papers about the input-output Jacobian, one DAG: data -> train -> measure -> plot -> judge -> report.
+#
+#   snakemake                                  every study at scale smoke
+#   snakemake stability --config scale=laptop  one study at another scale
+#   snakemake report --configfile mine.yaml    your own keys on top of configs/<scale>.yaml
+from snakemake.utils import min_version
+
+min_version("9.18")
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/report/index.html",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/stability.smk"
+include: "workflow/rules/report.smk"

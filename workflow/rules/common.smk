@@ -1,0 +1,84 @@
+# What every rule file uses: the validated configuration, folders, and the parameters that decide about reruns.
+import json
+import os
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import yaml
+
+from jacnorm.code_version import code_version
+from jacnorm.config import load
+from jacnorm.errors import UserError
+from jacnorm.report.claims import claims_digest
+from jacnorm.settings import flags
+
+try:
+    CONFIG = load(Path(workflow.basedir) / "configs", config)
+except UserError as error:
+    print(f"ERROR: {error}", file=sys.stderr)
+    sys.exit(2)
+
+SCALE = CONFIG.machine.scale
+RESULTS = f"{CONFIG.machine.results}/{SCALE}"
+PACKAGE = Path(workflow.basedir) / "src" / "jacnorm"
+
+# Jobs run the interpreter that runs Snakemake, one thread each. What follows may change without rerunning a job, so it
+# travels by environment and not by option.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+os.environ["JACNORM_WANDB_MODE"] = CONFIG.machine.wandb
+os.environ["JACNORM_WANDB_DIR"] = str(Path(f"{RESULTS}/wandb").absolute())
+if CONFIG.machine.mirror:
+    os.environ["JACNORM_MIRROR"] = str(Path(CONFIG.machine.mirror).absolute())
+
+
+wildcard_constraints:
+    block=r"s\d+-\d+",
+
+
+def options(study, experiment):
+    """The options of one job: the experiment's settings for the block of seeds in its file name."""
+    settings = getattr(CONFIG.studies[study], experiment)
+    return lambda wildcards: flags(settings.block(wildcards.block))
+
+
+def blocks(study, experiment, pattern):
+    """`pattern` once for every block of seeds of an experiment."""
+    names = getattr(CONFIG.studies[study], experiment).block_names()
+    return [pattern.replace("{block}", name) for name in names]
+
+
+def needs(step):
+    """Resources of a step, from the configuration."""
+    return getattr(CONFIG.machine.jobs, step).model_dump()
+
+
+def canonical(value):
+    """Plain data as text that does not depend on the order of keys."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True)
+
+
+def digest(folder):
+    """Digest of the files in a folder of the package that code reads."""
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    return sha256(
+        b"".join(path.name.encode() + path.read_bytes() for path in files)
+    ).hexdigest()[:16]
+
+
+def claims(study):
+    """Digest of the study's claims; comments in claims.yaml do not count."""
+    return claims_digest(PACKAGE / "studies" / study / "claims.yaml")
+
+
+def captions(study):
+    """Figure names and captions of a study, as plain data."""
+    return yaml.safe_load((PACKAGE / "studies" / study / "captions.yaml").read_text())
+
+
+def departures(study):
+    """What a study does differently from its paper, as canonical text."""
+    return canonical(
+        yaml.safe_load((PACKAGE / "studies" / study / "departures.yaml").read_text())
+    )
