@@ -14,6 +14,7 @@ from jacnorm.errors import UserError
 from jacnorm.report.claims import complaint
 from jacnorm.report.manifest import Caption, Captions, write_captions
 from jacnorm.report.tables import gather_tables, group_files
+from jacnorm.training.tracking import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,7 @@ def read_captions_file(path: Path) -> dict[str, Caption]:
 
 
 def draw(
+    study: str,
     captions: Path,
     figures: Mapping[str, Callable[[Mapping[str, pd.DataFrame]], Figure]],
     tables: Iterable[Path],
@@ -38,6 +40,7 @@ def draw(
 ) -> None:
     """Draw each figure of `captions` with the function of its name and write SVG, PNG and ``captions.json`` to `out`.
 
+    The figures also go to a tracked run of job type `plot`.
     Raises ValueError if `figures` and `captions` name different figures.
     """
     from jacnorm.report.plotting import save, style
@@ -46,7 +49,8 @@ def draw(
     if set(described) != set(figures):
         raise ValueError(f"{captions} and the figure functions differ in {sorted(set(described) ^ set(figures))}")
     content = gather_tables(group_files(tables))
-    with style():
+    with track(study, "plot", f"{study} plot", {"figures": list(described)}) as tracker, style():
         for name in described:
             save(figures[name](content), out, name)
+            tracker.figure(name, out / f"{name}.png")
     write_captions(out / "captions.json", described)

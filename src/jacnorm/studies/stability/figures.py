@@ -52,36 +52,51 @@ def variance(tables: Tables) -> Figure:
 
 
 def critical(tables: Tables) -> Figure:
-    """E2, against depth."""
+    """E2, against depth, with the finite-width law of a fixed vector's gain."""
     rows = _where(tables["depth"], activation="relu", method="dense", sigma_w2=2.0)
-    figure, (ax,) = panels(1, 5.4)
+    figure, axes = panels(3, 4.4, 3.6)
     depths = np.arange(1, rows.depth.max() + 1)
     limit = np.array([theory.log_relu_limit(int(depth), "none") for depth in depths])
-    ax.plot(depths, limit, color="black", linewidth=1.2, label="infinite width")
-    ax.plot(depths, limit + math.log(1.5), ":", color=GREY, linewidth=1.2, label="1.5 x infinite width (margin of C2)")
+    axes[0].plot(depths, limit, color="black", linewidth=1.2, label="infinite width")
+    axes[0].plot(depths, limit + math.log(1.5), ":", color=GREY, linewidth=1.2, label="1.5 x that (margin of C2)")
     for colour, (width, group) in zip(COLOURS, rows.groupby("width"), strict=False):
-        curve(ax, group, "depth", "log_norm", colour=colour, label=f"width {width}")
-    ax.set(xlabel=DEPTH, ylabel=LOG_NORM, title=r"dense ReLU, $\sigma_w^2$ = 2")
-    ax.legend()
+        law = [theory.finite_width_log_gain(int(depth), int(width)) for depth in depths]
+        curve(axes[0], group, "depth", "log_norm", colour=colour, label=f"width {width}")
+        curve(axes[1], group, "depth", "log_gain", colour=colour, label=f"width {width}")
+        axes[1].plot(depths, [(math.log(2) + each.mean) / 2 for each in law], "--", color=colour, linewidth=1.2)
+        spread = group.groupby("depth").log_gain.std()
+        axes[2].plot(spread.index, spread, color=colour, marker="o", markersize=4, label=f"width {width}")
+        axes[2].plot(depths, [math.sqrt(each.variance) / 2 for each in law], "--", color=colour, linewidth=1.2)
+    axes[0].set(ylabel=LOG_NORM, title=r"dense ReLU, $\sigma_w^2$ = 2")
+    axes[1].set(ylabel="mean log gain of a fixed vector [nat]", title=r"dashed: $\frac{1}{2}\log 2 - 5L/(4n)$")
+    axes[2].set(ylabel="its standard deviation [nat]", title=r"dashed: $\sqrt{5L/n}\,/\,2$")
+    for ax in axes:
+        ax.set_xlabel(DEPTH)
+        ax.legend()
     return figure
 
 
 def limit(tables: Tables) -> Figure:
     """E2, against width."""
-    rows = tables["limit"].copy()
-    rows["log_ratio"] = rows.log_norm - rows.depth.map(theory.log_gamma_m)
-    figure, (ax,) = panels(1, 5.4)
+    rows = tables["limit"].assign(ratio=lambda table: np.exp(table.log_norm - table.log_limit))
+    products = ["both ends", "one end", "no end", "linear", "rectangular"]
+    figure, axes = panels(3, 4.6, 3.2, rows=2)
     widths = sorted(rows.width.unique())
-    for place, (colour, (depth, group)) in enumerate(zip(COLOURS, rows.groupby("depth"), strict=False)):
-        for index, width in enumerate(widths):
-            values = np.exp(group[group.width == width].log_norm - theory.log_gamma_m(int(depth)))
-            label = f"{depth} factor{'s' * (depth > 1)}" if index == 0 else None
-            dots(ax, index + (place - 1) * 0.25, values, colour=colour, label=label, width=0.08)
-    ax.axhline(1.0, color="black", linewidth=1.2)
-    ax.set_xticks(range(len(widths)), [str(width) for width in widths])
-    ax.set(xlabel="width [units]", ylabel="norm over its free limit", title="masked at both ends, ReLU surrogate")
-    ax.grid(axis="x", visible=False)
-    ax.legend(loc="lower right")
+    for ax, product in zip(axes, products, strict=False):
+        depths = sorted(rows.depth.unique())
+        for place, (colour, depth) in enumerate(zip(COLOURS, depths, strict=False)):
+            for index, width in enumerate(widths):
+                values = _where(rows, product=product, depth=depth, width=width).ratio
+                label = f"{depth} factor{'s' if depth > 1 else ''}" if index == 0 else None
+                shift = (place - (len(depths) - 1) / 2) * 0.75 / len(depths)
+                dots(ax, index + shift, values, colour=colour, label=label, width=0.08)
+        ax.axhline(1.0, color="black", linewidth=1.2)
+        ax.set_xticks(range(len(widths)), [str(width) for width in widths])
+        title = {"linear": "linear, no diagonals", "rectangular": "784 to 10, no end masked"}.get(product)
+        ax.set(xlabel="width [units]", ylabel="norm over its limit", title=title or f"ReLU surrogate, {product} masked")
+        ax.grid(axis="x", visible=False)
+    legend_below(figure, axes[0], len(rows.depth.unique()))
+    axes[-1].remove()
     return figure
 
 
@@ -374,7 +389,7 @@ def plot(tables: list[Path], out: Path) -> None:
         out: folder for the SVG and PNG files and captions.json.
 
     """
-    draw(Path(__file__).with_name("captions.yaml"), FIGURES, tables, out)
+    draw("stability", Path(__file__).with_name("captions.yaml"), FIGURES, tables, out)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def tanh(tables: Tables, settings: StudySettings) -> Measured:
 
 def free_limit(tables: Tables, settings: StudySettings) -> Measured:
     """C3: norm of the masked product over the norm of a product of free semicirculars."""
-    table, seeds = tables["limit"], settings.theorem.seeds
+    table, seeds = _select(tables["limit"], product="both ends"), settings.theorem.seeds
     found: Measured = []
     widths = sorted(settings.theorem.limit_widths)
     for depth, criterion in ((3, "three-factors"), (10, "ten-factors")):

@@ -20,6 +20,7 @@ from jacnorm.nets.mlp import forward
 from jacnorm.step import run
 from jacnorm.studies.stability import snapshots as snapshot_files
 from jacnorm.studies.stability import tables as study_tables
+from jacnorm.studies.stability import theory
 from jacnorm.studies.stability.inputs import STUDY, batches_of, load
 from jacnorm.studies.stability.model import log_norms, log_product_norms, mean_correlations
 from jacnorm.studies.stability.pruning import prune, rescale
@@ -53,29 +54,29 @@ def depth(settings: DepthSettings, tables: Path, device: Device = "auto") -> Non
     """Log Jacobian norm of square networks at every recorded depth (E1, E2, E4, E10)."""
     with job(STUDY, "measure", "depth", settings, device) as this:
         rows = [row for width in settings.widths for row in _depth_rows(settings, width, this)]
-        study_tables.write(tables, "depth", settings, rows)
+        study_tables.write(tables, "depth", settings, rows, this.tracker)
 
 
 def theorem(settings: TheoremSettings, tables: Path, device: Device = "auto") -> None:
     """Limit of the main theorem, surrogate diagonals, independence tests (E2, E3, E4)."""
     with job(STUDY, "measure", "theorem", settings, device) as this:
-        study_tables.write(tables, "limit", settings, _limit_rows(settings, this))
-        study_tables.write(tables, "surrogate", settings, _surrogate_rows(settings, this))
-        study_tables.write(tables, "independence", settings, _independence_rows(settings))
+        study_tables.write(tables, "limit", settings, _limit_rows(settings, this), this.tracker)
+        study_tables.write(tables, "surrogate", settings, _surrogate_rows(settings, this), this.tracker)
+        study_tables.write(tables, "independence", settings, _independence_rows(settings), this.tracker)
 
 
 def conditions(settings: ConditionsSettings, tables: Path, device: Device = "auto") -> None:
     """Sparse matrices and networks near the edge, and correlated weights (E5, E8)."""
     with job(STUDY, "measure", "conditions", settings, device) as this:
-        study_tables.write(tables, "edge_matrices", settings, _edge_matrix_rows(settings))
-        study_tables.write(tables, "edge_networks", settings, _edge_network_rows(settings, this))
-        study_tables.write(tables, "correlated", settings, _correlated_rows(settings, this))
+        study_tables.write(tables, "edge_matrices", settings, _edge_matrix_rows(settings), this.tracker)
+        study_tables.write(tables, "edge_networks", settings, _edge_network_rows(settings, this), this.tracker)
+        study_tables.write(tables, "correlated", settings, _correlated_rows(settings, this), this.tracker)
 
 
 def scores(settings: ScoresSettings, tables: Path, data: Path, device: Device = "auto") -> None:
     """Input-output Jacobian after pruning by each score under each scaling (E6)."""
     with job(STUDY, "measure", "scores", settings, device) as this:
-        study_tables.write(tables, "scores", settings, _score_rows(settings, data, this))
+        study_tables.write(tables, "scores", settings, _score_rows(settings, data, this), this.tracker)
 
 
 def trainability(
@@ -84,14 +85,14 @@ def trainability(
     """Jacobian norm at the start of each training run of E7."""
     with job(STUDY, "measure", "trainability", settings, device) as this:
         rows = _snapshot_rows(settings, data, weights, this, wanted=study_tables.COLUMNS["start"])
-        study_tables.write(tables, "start", settings, rows)
+        study_tables.write(tables, "start", settings, rows, this.tracker)
 
 
 def drift(settings: DriftSettings, tables: Path, data: list[Path], weights: Path, device: Device = "auto") -> None:
     """Jacobian norm, layer norms and weight correlations while dense networks train (E9)."""
     with job(STUDY, "measure", "drift", settings, device) as this:
         rows = _snapshot_rows(settings, data, weights, this, wanted=study_tables.COLUMNS["drift"])
-        study_tables.write(tables, "drift", settings, rows)
+        study_tables.write(tables, "drift", settings, rows, this.tracker)
 
 
 # --- E1, E2, E4, E10: depth ----------------------------------------------------------------------------------------
@@ -111,8 +112,8 @@ def _depth_rows(settings: DepthSettings, width: int, this: Job) -> Iterator[Row]
                 x = this.put([_gaussian_inputs(cell, seeds, width)])[0]
 
                 def measured(weights: list[Tensor], **cell: Any) -> Iterator[Row]:
-                    for depth, values in log_norms(weights, x, activation, depths).items():  # noqa: B023
-                        yield from _by_seed(seeds, depth=depth, log_norm=values[:, 0], **cell)  # noqa: B023
+                    for depth, (norm, gain) in log_norms(weights, x, activation, depths).items():  # noqa: B023
+                        yield from _by_seed(seeds, depth=depth, log_norm=norm[:, 0], log_gain=gain[:, 0], **cell)  # noqa: B023
 
                 common = {"activation": activation, "width": width, "sigma_w2": sigma_w2}
                 yield from measured(dense, **common, method="dense", sparsity=0.0, scaling="none")
@@ -139,16 +140,52 @@ def _pruned(
 # --- E2, E3, E4: the theorem ---------------------------------------------------------------------------------------
 
 
+RECTANGLE = (784, 10)
+"""Inputs and outputs of the rectangular products: those of a classifier of MNIST."""
+
+
 def _limit_rows(settings: TheoremSettings, this: Job) -> Iterator[Row]:
-    """Critical square products with independent Bernoulli diagonals at both ends and between the factors."""
+    """Critical products with independent Bernoulli diagonals between the factors, by their ends and by their shape.
+
+    The square products of one seed share weights and diagonals; the linear one has no diagonals and variance 1/n.
+    """
     deepest = max(settings.limit_depths)
     for width in settings.limit_widths:
         cell = f"limit width={width}"
         for seeds in _stacks(settings.seeds, width, deepest):
             weights = this.put(gaussian_weights([width] * (deepest + 1), 2.0, _generators(cell, seeds, "weights")))
             diagonals = this.put(surrogate_diagonals([width] * (deepest + 1), _generators(cell, seeds, "diagonals")))
-            for depth, values in log_product_norms(weights, diagonals, settings.limit_depths).items():
-                yield from _by_seed(seeds, width=width, depth=depth, log_norm=values)
+            for depth in settings.limit_depths:
+                between = diagonals[1:depth]
+                products = {
+                    "both ends": [diagonals[0], *between, diagonals[depth]],
+                    "one end": [diagonals[0], *between, None],
+                    "no end": [None, *between, None],
+                    "linear": [None] * (depth + 1),
+                }
+                for product, carried in products.items():
+                    factors = [w / 2**0.5 for w in weights[:depth]] if product == "linear" else weights[:depth]
+                    values = log_product_norms(factors, carried, [depth])[depth]
+                    limit = _log_limit(product, width, depth)
+                    yield from _by_seed(
+                        seeds, product=product, width=width, depth=depth, log_norm=values, log_limit=limit
+                    )
+                if depth > 1:
+                    widths = [RECTANGLE[0], *[width] * (depth - 1), RECTANGLE[1]]
+                    factors = this.put(
+                        gaussian_weights(widths, 2.0, _generators(f"{cell} {depth}", seeds, "rectangle"))
+                    )
+                    values = log_product_norms(factors, [None, *between, None], [depth])[depth]
+                    limit = theory.log_network_norm(widths)
+                    yield from _by_seed(
+                        seeds, product="rectangular", width=width, depth=depth, log_norm=values, log_limit=limit
+                    )
+
+
+def _log_limit(product: str, width: int, depth: int) -> float:
+    if product == "linear":
+        return theory.log_gamma_m(depth)
+    return theory.log_relu_limit(depth, {"both ends": "both", "one end": "one", "no end": "none"}[product])
 
 
 def _surrogate_rows(settings: TheoremSettings, this: Job) -> Iterator[Row]:
@@ -166,7 +203,7 @@ def _surrogate_rows(settings: TheoremSettings, this: Job) -> Iterator[Row]:
                     weights = this.put(weights)
                     if diagonal == "true":
                         x = this.put([_gaussian_inputs(cell, seeds, width)])[0]
-                        values = log_norms(weights, x, "relu", [depth])[depth][:, 0]
+                        values = log_norms(weights, x, "relu", [depth])[depth].norm[:, 0]
                     else:
                         between = surrogate_diagonals([width] * (depth - 1), _generators(cell, seeds, "diagonals"))
                         values = log_product_norms(weights, [None, *this.put(between), None], [depth])[depth]
@@ -262,7 +299,7 @@ def _edge_network_rows(settings: ConditionsSettings, this: Job) -> Iterator[Row]
             masks = bernoulli_masks(widths, sparsity, _generators(cell, seeds, "mask"))
             pruned = this.put(rescale(weights, masks, "inverse_sqrt_density", sparsity=sparsity).weights)
             x = this.put([_gaussian_inputs(cell, seeds, width)])[0]
-            values = log_norms(pruned, x, "relu", [depth])[depth][:, 0]
+            values = log_norms(pruned, x, "relu", [depth])[depth].norm[:, 0]
             yield from _by_seed(seeds, width=width, depth=depth, degree=expected, log_norm=values)
 
 
@@ -286,7 +323,7 @@ def _correlated_rows(settings: ConditionsSettings, this: Job) -> Iterator[Row]:
                         )
                         if diagonal == "true":
                             x = this.put([_gaussian_inputs(cell, seeds, width)])[0]
-                            values = log_norms(weights, x, "relu", [depth])[depth][:, 0]
+                            values = log_norms(weights, x, "relu", [depth])[depth].norm[:, 0]
                         else:
                             between: list[Tensor | None] = [None] * (depth - 1)
                             if diagonal == "surrogate":
@@ -320,7 +357,7 @@ def _score_rows(settings: ScoresSettings, data: Path, this: Job) -> Iterator[Row
             x = batch[:, : settings.inputs]
 
             def measured(weights: list[Tensor], factors: Tensor, **cell: Any) -> Iterator[Row]:
-                values = log_norms(weights, x, "relu", [depth])[depth]  # noqa: B023
+                values = log_norms(weights, x, "relu", [depth])[depth].norm  # noqa: B023
                 yield from _by_seed(
                     seeds,  # noqa: B023
                     depth=depth,  # noqa: B023
@@ -363,7 +400,7 @@ def _snapshot_rows(
         x = inputs[snapshot.cell["data_set"]]
         depth = len(stack)
         columns: dict[str, Any] = {**snapshot.cell, "epoch": snapshot.epoch}
-        columns["log_norm"] = log_norms(stack, x, "relu", [depth])[depth].mean(1)
+        columns["log_norm"] = log_norms(stack, x, "relu", [depth])[depth].norm.mean(1)
         if "hidden_norm" in wanted:
             hidden = [weight.double() for weight in stack[1:-1]]
             norms = torch.stack([torch.linalg.matrix_norm(weight, 2) for weight in hidden])

@@ -7,6 +7,7 @@ linear read-out) unless diagonals at the ends are given.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,20 @@ from jacnorm.jacobian import ScaledProduct
 from jacnorm.nets.mlp import Activation, activate, derivative
 
 
+class Norms(NamedTuple):
+    """Of the Jacobian at R runs and B inputs: (R, B) float64 in nats, -inf where it is exactly zero."""
+
+    norm: Tensor
+    """Log of the spectral norm."""
+    gain: Tensor
+    """Log of |J u| for the fixed unit vector u = (1, ..., 1) / sqrt(n_0)."""
+
+
 @torch.no_grad()
 def log_norms(
     weights: Sequence[Tensor], x: Tensor, activation: Activation, depths: Collection[int]
-) -> dict[int, Tensor]:
-    """Log spectral norm of the Jacobian at each of `depths`, (R, B) float64 in nats, -inf where it is exactly zero.
+) -> dict[int, Norms]:
+    """Log norms of the Jacobian at each of `depths`.
 
     weights: L tensors (R, n_l, n_{l-1}); x: (R, B, n_0). One pass gives every depth, so the depths of one network are
     correlated: take standard errors over seeds. Cost: one n x n product per layer and a symmetric eigenvalue problem
@@ -28,12 +38,14 @@ def log_norms(
     runs, inputs, _ = x.shape
     hidden = x.double().reshape(runs * inputs, -1, 1)
     product = ScaledProduct()
-    found: dict[int, Tensor] = {}
+    found: dict[int, Norms] = {}
     for layer, weight in enumerate(weights, start=1):
         w = weight.double().repeat_interleave(inputs, dim=0)  # (R B, n_l, n_{l-1})
         product.left_multiply(w)
         if layer in depths:
-            found[layer] = product.log_spectral_norm().reshape(runs, inputs)
+            along = product.matrix.mean(2) * product.matrix.shape[2] ** 0.5  # J u, up to the product's scale
+            gain = product.log_scale + torch.linalg.vector_norm(along, dim=1).log()
+            found[layer] = Norms(product.log_spectral_norm().reshape(runs, inputs), gain.reshape(runs, inputs))
         if layer < len(weights):
             z = w @ hidden
             product.scale_rows(derivative(z, activation).squeeze(2))

@@ -27,7 +27,7 @@ class DepthSettings(SeededSettings):
     seeds: Seeds = setting(list(range(10, 20)), "one network per cell and seed")
     widths: Counts = setting([128], "hidden widths", unit="units")
     depth: Count = setting(50, "depth of the deepest network", unit="layers")
-    record_every: Count = setting(2, "depths between two measurements", unit="layers")
+    record_every: Count = setting(5, "depths between two measurements", unit="layers")
     relu_sigma_w2: Positives = setting([1.0, 2.0, 4.0], "weight variances of the dense ReLU networks")
     tanh_sigma_w2: Positives = setting([1.0], "weight variances of the dense tanh networks")
     sparsities: Sparsities = setting([0.5, 0.9], "fractions removed at the critical weight variance")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jacnorm.files import Column, write_table
 from jacnorm.settings import SeededSettings
+from jacnorm.training.tracking import Tracker
 
 _SEED = Column("random seed of the network")
 _DATA_SET = Column("name of the data set")
@@ -31,12 +33,15 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "scaling": _SCALING,
         "depth": _DEPTH,
         "log_norm": _LOG_NORM,
+        "log_gain": Column("natural log of the norm of the Jacobian times a fixed unit vector", "nat"),
     },
     "limit": {
         "seed": _SEED,
+        "product": Column("which diagonals the product carries besides those between its factors, or its shape"),
         "width": _WIDTH,
-        "depth": Column("number of factors of the product with Bernoulli diagonals at both ends", "factors"),
+        "depth": Column("number of factors of the product", "factors"),
         "log_norm": _LOG_NORM,
+        "log_limit": Column("its infinite-width value", "nat"),
     },
     "surrogate": {
         "seed": _SEED,
@@ -143,11 +148,17 @@ COLUMNS: dict[str, dict[str, Column]] = {
 }
 
 
-def write(folder: Path, name: str, settings: SeededSettings, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` of table `name` as ``<folder>/<name>-s<first seed>-<last seed>.parquet``."""
+def write(
+    folder: Path, name: str, settings: SeededSettings, rows: Iterable[Mapping[str, Any]], tracker: Tracker
+) -> None:
+    """Write `rows` of table `name` as ``<folder>/<name>-s<first seed>-<last seed>.parquet``.
+
+    The tracked run gets the number of rows and the mean of the finite values of each measured column.
+    """
     import pandas as pd
 
     block = f"s{min(settings.seeds)}-{max(settings.seeds)}"
-    write_table(
-        folder / f"{name}-{block}.parquet", pd.DataFrame(list(rows), columns=list(COLUMNS[name])), COLUMNS[name]
-    )
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS[name]))
+    write_table(folder / f"{name}-{block}.parquet", table, COLUMNS[name])
+    means = table.select_dtypes("float").replace([math.inf, -math.inf], math.nan).mean()
+    tracker.summary({f"{name}/rows": len(table), **{f"{name}/{column}": mean for column, mean in means.items()}})

@@ -76,9 +76,10 @@ def trainability(
                         "diverged_at": _step(report.diverged[position]),
                     }
                 )
-        study_tables.write(tables, "trainability", settings, rows)
+        study_tables.write(tables, "trainability", settings, rows, this.tracker)
         snapshot_files.save(weights, kept)
-        _finish(checkpoints, this, rows, "test_accuracy")
+        for checkpoint in checkpoints:
+            discard(checkpoint)
 
 
 def drift(settings: DriftSettings, tables: Path, data: list[Path], weights: Path, device: Device = "auto") -> None:
@@ -110,9 +111,10 @@ def drift(settings: DriftSettings, tables: Path, data: list[Path], weights: Path
                             "diverged_at": _step(report.diverged[position]),
                         }
                     )
-        study_tables.write(tables, "curves", settings, rows)
+        study_tables.write(tables, "curves", settings, rows, this.tracker)
         snapshot_files.save(weights, kept)
-        _finish(checkpoints, this, rows, "test_accuracy")
+        for checkpoint in checkpoints:
+            discard(checkpoint)
 
 
 class Stack:
@@ -260,12 +262,6 @@ def _checkpoint(weights: Path, inputs: Inputs, depth: int) -> Path:
 
 def _step(diverged: int | None) -> int:
     return -1 if diverged is None else diverged
-
-
-def _finish(checkpoints: Sequence[Path], this: Job, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-    this.tracker.summary({f"{metric}/mean": sum(row[metric] for row in rows) / len(rows), "rows": len(rows)})
-    for checkpoint in checkpoints:
-        discard(checkpoint)
 
 
 if __name__ == "__main__":
