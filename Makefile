@@ -53,11 +53,12 @@ $(READY):
 
 reproduce: $(READY)
 	@$(IN_VENV) python -m jacnorm.unlock
-	@$(SNAKEMAKE) || { echo 'Not finished. The same command goes on from here.' >&2; exit 1; }
+	@$(SNAKEMAKE) || { code=$$?; [ $$code = 2 ] || echo 'Not finished. The same command goes on from here.' >&2; exit $$code; }
 	@$(IN_VENV) python -m jacnorm.report.terminal $(RESULTS)
 
 plan: $(READY)
-	@$(SNAKEMAKE) --dry-run --quiet rules reason host
+	@text=`$(SNAKEMAKE) --dry-run --quiet rules reason host` || exit $$?; printf '%s\n' "$$text" | $(IN_VENV) \
+	python -m jacnorm.plan --scale $(SCALE) $(if $(STUDY),--only $(STUDY)) $(if $(CONFIG),--config $(CONFIG))
 
 report: $(READY)
 	@$(IN_VENV) python -m jacnorm.unlock

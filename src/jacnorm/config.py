@@ -151,8 +151,23 @@ def _merge(base: dict[str, Any], overlay: Mapping[str, Any], path: str) -> dict[
             raise UserError(
                 f'configuration key "{path}{key}" is {value!r}; it must be a mapping with keys such as {", ".join(old)}'
             )
-        merged[key] = value
+        merged[key] = _typed(value)
     return merged
+
+
+def _typed(value: Any) -> Any:
+    """Undo what `snakemake --config` does to values inside a mapping or a list: it hands numbers over as text."""
+    if isinstance(value, Mapping):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_typed(each) for each in value]
+    if isinstance(value, str):
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        return parsed if parsed is None or isinstance(parsed, bool | int | float) else value
+    return value
 
 
 if __name__ == "__main__":
