@@ -62,9 +62,9 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys; NaN and infinities are refused (ValueError)."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+def write_json(path: Path | str, value: Any, *, sort_keys: bool = True) -> None:
+    """Write `value` as indented JSON; NaN and infinities are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

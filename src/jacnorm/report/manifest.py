@@ -84,8 +84,8 @@ def read_manifest(path: Path | str) -> StudyManifest:
 
 
 def write_captions(path: Path | str, captions: dict[str, Caption]) -> None:
-    """Write `captions.json`: figure name (file name without suffix) -> caption."""
-    write_json(path, Captions.dump_python(captions, mode="json"))
+    """Write `captions.json`: figure name (file name without suffix) -> caption, in the order of the page."""
+    write_json(path, Captions.dump_python(captions, mode="json"), sort_keys=False)
 
 
 def read_captions(path: Path | str) -> dict[str, Caption]:
