@@ -141,6 +141,10 @@ def _sentence(mistake: dict[str, Any], model: type[BaseModel], opening: str) -> 
     if mistake["type"] == "missing":
         return f"{key} is missing; add it"
     reason = mistake["msg"].removeprefix("Value error, ")
+    if isinstance(mistake["input"], dict):  # two of its keys do not fit together; the reason names them
+        return f"{key}: {reason}"
+    if mistake["type"] in ("model_type", "dict_type"):
+        reason = "it must be a mapping of keys to values"
     return f"{key} is {mistake['input']!r}, which is not allowed: {reason[0].lower()}{reason[1:]}"
 
 

@@ -226,8 +226,10 @@ def test_criteria_are_asked_at_their_scales() -> None:
         ValueError, match="measure gives nothing for criterion 'big' of C1; return a NotTested that says why"
     ):
         judge_claim(two, [Quantity("c", "", GOOD, RUNS)], "paper")
-    with pytest.raises(ValueError, match="measure gives criterion 'big', but C1 asks for c at this scale"):
-        judge_claim(two, [Quantity("c", "", GOOD, RUNS), Quantity("big", "", GOOD, RUNS)], "smoke")
+    passed_over = judge_claim(two, [Quantity("c", "", GOOD, RUNS), Quantity("big", "", BAD, RUNS)], "smoke")
+    assert [row.criterion for row in passed_over.quantities] == ["c"]
+    with pytest.raises(ValueError, match="measure gives criterion 'huge', but C1 has c, big"):
+        judge_claim(two, [Quantity("huge", "", GOOD, RUNS)], "smoke")
     only = claim(criterion(at=["paper"]))
     found = judge_claim(only, [], "smoke")
     assert (found.verdict, found.reasons) == (Verdict.not_tested, ["No deciding criterion is asked at this scale."])

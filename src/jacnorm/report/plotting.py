@@ -78,9 +78,9 @@ def save(figure: Figure, folder: Path | str, name: str) -> None:
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Mean of (n,) numbers and half the width of its Student interval (NaN for one number)."""
+    """Mean of (n,) numbers and half the width of its Student interval (NaN for one number, or an infinite one)."""
     n = len(values)
-    if n < 2:
+    if n < 2 or not np.isfinite(values).all():
         return float(np.mean(values)), float("nan")
     half = t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
     return float(np.mean(values)), float(half)
@@ -101,9 +101,17 @@ def curve(
 def dots(
     ax: Axes, place: float, values: Sequence[float], *, colour: str, label: str | None = None, width: float = 0.12
 ) -> None:
-    """Each seed as a dot around `place`, and the mean with its 95 % interval as a bar."""
+    """Each seed as a dot around `place`, and the mean with its 95 % interval as a bar.
+
+    Seeds without a finite value are counted in words at the foot, and the mean is that of the others.
+    """
     values = np.asarray(values, dtype=float)
     finite = values[np.isfinite(values)]
+    if len(finite) < len(values):
+        words = f"{len(values) - len(finite)} of {len(values)}\nnot finite"
+        ax.annotate(
+            words, (place, 0), xycoords=("data", "axes fraction"), ha="center", va="bottom", color=colour, fontsize=7
+        )
     if not len(finite):
         return
     spread = np.linspace(-width, width, len(finite)) if len(finite) > 1 else np.zeros(1)

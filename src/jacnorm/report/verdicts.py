@@ -146,8 +146,8 @@ def judge_claim(claim: Claim, measured: Measured, scale: Scale | None = None) ->
     """Judge one claim from what its estimand function measured.
 
     `scale` selects the criteria that are asked and whether the claim is expected to be decidable; None asks all.
-    Raises ValueError if a quantity names an unknown criterion, or one not asked at this scale, or if a deciding
-    criterion has neither a quantity nor a NotTested that says why.
+    Quantities of a criterion that is not asked at this scale are passed over. Raises ValueError if one names an unknown
+    criterion, or if a criterion that is asked has neither a quantity nor a NotTested that says why.
     """
     expected = scale is None or scale in claim.expected_at
     if isinstance(measured, NotTested):
@@ -157,13 +157,12 @@ def judge_claim(claim: Claim, measured: Measured, scale: Scale | None = None) ->
     asked = [criterion for criterion in claim.criteria if scale is None or scale in criterion.at]
     rows: list[QuantityVerdict] = []
     for item in measured:
-        criterion = next((c for c in asked if c.id == item.criterion), None)
+        criterion = next((c for c in claim.criteria if c.id == item.criterion), None)
         if criterion is None:
-            known = ", ".join(c.id for c in asked) or "none"
-            raise ValueError(
-                f"{claim.estimand} gives criterion {item.criterion!r}, but {claim.id} asks for {known} at this scale"
-            )
-        rows.append(_untested(item) if isinstance(item, NotTested) else judge_quantity(criterion, item))
+            known = ", ".join(c.id for c in claim.criteria)
+            raise ValueError(f"{claim.estimand} gives criterion {item.criterion!r}, but {claim.id} has {known}")
+        if criterion in asked:
+            rows.append(_untested(item) if isinstance(item, NotTested) else judge_quantity(criterion, item))
     silent = [criterion.id for criterion in asked if criterion.id not in {row.criterion for row in rows}]
     if silent:
         raise ValueError(

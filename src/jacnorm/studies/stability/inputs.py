@@ -19,6 +19,7 @@ class Inputs:
     """Flat standardised samples (N, n_0), float32, and labels (N,); `classes` is the number of logits."""
 
     name: str
+    digest: str
     train_x: Tensor
     train_y: Tensor
     test_x: Tensor
@@ -43,7 +44,7 @@ def load(path: Path, train_samples: int | None = None) -> Inputs:
         rows = balanced(train.y, train_samples, len(data.classes), generator(STUDY, data.name, 0, "training subset"))
         train = train.take(rows)
     train_x, test_x = standardise(train.x.flatten(1), data.test.x.flatten(1))
-    return Inputs(data.name, train_x, train.y, test_x, data.test.y, len(data.classes))
+    return Inputs(data.name, data.digest, train_x, train.y, test_x, data.test.y, len(data.classes))
 
 
 def batches_of(inputs: Inputs, seeds: list[int], size: int, purpose: str) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def scaled_pruning(tables: Tables, settings: StudySettings) -> Measured:
                 found.append(_quantity("gap", label, gap, settings.depth.seeds))
             elif width == 64:
                 found.append(_quantity("slope-narrow", label, slopes, settings.depth.seeds))
-    return _complete(found, ["slope", "gap"], "no width of 128 or more was measured to depth 50")
+    return _complete(found, ["slope", "slope-narrow", "gap"], "no such width was measured to depth 50")
 
 
 def magnitude_factor(tables: Tables, settings: StudySettings) -> Measured:
@@ -158,10 +158,14 @@ def surrogate(tables: Tables, settings: StudySettings) -> Measured:
             _select(table, method=method, diagonal=diagonal).log_norm.to_numpy() for diagonal in ("true", "surrogate")
         )
         runs = Accounting(planned=planned, finished=len(true) + len(other), lost=planned - len(true) - len(other))
-        error = math.sqrt(true.var(ddof=1) / len(true) + other.var(ddof=1) / len(other))
         label = f"{method} masks" if method != "dense" else "dense"
-        found.append(Quantity("law", label, [ks_2samp(true, other).pvalue], runs))
-        found.append(Quantity("mean", label, [(true.mean() - other.mean()) / error], runs))
+        law, mean = [], []
+        if min(len(true), len(other)) > 1:
+            law = [ks_2samp(true, other).pvalue]
+            with np.errstate(invalid="ignore", divide="ignore"):  # a Jacobian of zero leaves the mean undefined: NaN
+                error = np.sqrt(true.var(ddof=1) / len(true) + other.var(ddof=1) / len(other))
+                mean = [(true.mean() - other.mean()) / error]
+        found += [Quantity("law", label, law, runs), Quantity("mean", label, mean, runs)]
     return found
 
 
@@ -181,7 +185,7 @@ def independence(tables: Tables, settings: StudySettings) -> Measured:
             runs = Accounting(planned=planned, finished=len(rejected), lost=planned - len(rejected), what="tests")
             seeds = tests.seed.tolist()
             found.append(Quantity(pairs[pair], f"{pair}, width {width}", rejected, runs, "proportion", 0.05, seeds))
-    return found
+    return _complete(found, ["rejections", "control"], "no test was made")
 
 
 # --- C8, C13: conditions -------------------------------------------------------------------------------------------
@@ -195,11 +199,12 @@ def edge(tables: Tables, settings: StudySettings) -> Measured:
         for ratio, criterion in ((8.0, "dense-side"), (0.5, "sparse-side")):
             cell = _select(table, sweep="degree-over-log", size=size)
             norms = _by_seed(cell[np.isclose(cell.degree_over_log, ratio)], "norm")
-            found.append(_quantity(criterion, f"size {size}", norms / 2, seeds))
+            found.append(_quantity(criterion, f"size {size}", norms / 2, seeds, what="matrices"))
     sizes = sorted(settings.conditions.fixed_degree_sizes)
     if len(sizes) > 1 and settings.conditions.fixed_degree == 4:
         small, large = (_by_seed(_select(table, sweep="fixed-degree", size=n), "norm") for n in (sizes[0], sizes[-1]))
-        found.append(_quantity("growth", f"size {sizes[-1]} against {sizes[0]}", large - small, seeds))
+        label = f"size {sizes[-1]} against {sizes[0]}"
+        found.append(_quantity("growth", label, large - small, seeds, what="pairs of matrices"))
     return _complete(found, ["dense-side", "sparse-side", "growth"], "these sizes and degrees were not measured")
 
 
@@ -288,7 +293,8 @@ def trainability(tables: Tables, settings: StudySettings) -> Measured:
         runs = _accounting(len(this.seeds), len(best), diverged, "trainings")
         label = f"{data_set}, width {this.width}, depth {depth}, learning rate {rate:g}"
         found.append(Quantity(criterion, label, best.test_accuracy.to_numpy(), runs, seeds=best.seed.tolist()))
-    return _complete(found, ["rescaled", "unscaled"], "no depth of 10 to 30 was trained at a sufficient width")
+    criteria = ["rescaled", "rescaled-deep", "unscaled"]
+    return _complete(found, criteria, "no such depth was trained at a sufficient width")
 
 
 def after_training(tables: Tables, settings: StudySettings) -> Measured:
@@ -307,8 +313,8 @@ def after_training(tables: Tables, settings: StudySettings) -> Measured:
             Quantity("depth-gap", f"{data_set}, width {this.width}", gap.to_numpy(), runs, seeds=gap.index.tolist())
         )
         label = f"{data_set}, depths {', '.join(map(str, this.depths))}"
-        found.append(Quantity("every-run", label, [last.log_norm.max()], runs))
-    return found
+        found.append(Quantity("every-run", label, [last.log_norm.to_numpy().max()], runs))  # NaN where one diverged
+    return _complete(found, ["depth-gap", "every-run"], "no trained network was measured")
 
 
 # --- shared --------------------------------------------------------------------------------------------------------
@@ -335,13 +341,23 @@ def _depth_cell(tables: Tables, cell: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _slopes(tables: Tables, **cell: Any) -> pd.Series:
-    """Least-squares slope of the log norm on depth 10 to 50 for each seed; empty if depth 50 was not reached."""
+    """Least-squares slope of the log norm on depth 10 to 50 for each seed; empty if depth 50 was not reached.
+
+    -inf for a network whose Jacobian is zero from some depth on: it has vanished, whatever it did before.
+    """
     rows = _depth_cell(tables, cell)
     rows = rows[rows.depth.between(FIRST_DEPTH, LAST_DEPTH)]
     if rows.empty or rows.depth.max() < LAST_DEPTH:
         return pd.Series(dtype=float)
-    depths = rows.depth - rows.groupby("seed").depth.transform("mean")
-    return (depths * rows.log_norm).groupby(rows.seed).sum() / (depths**2).groupby(rows.seed).sum()
+    return rows.groupby("seed")[["depth", "log_norm"]].apply(_slope_of_one)
+
+
+def _slope_of_one(network: pd.DataFrame) -> float:
+    depths, logs = network.depth.to_numpy(float), network.log_norm.to_numpy()
+    if np.isneginf(logs).any():
+        return -math.inf
+    depths = depths - depths.mean()
+    return float(depths @ logs / (depths @ depths))
 
 
 def _log_norms(tables: Tables, depth: int, **cell: Any) -> pd.Series:
@@ -359,8 +375,9 @@ def _quantity(
     seeds: Sequence[int],
     statistic: str | Callable[[np.ndarray], float] = "mean",
     reference: float | None = None,
+    what: str = "networks",
 ) -> Quantity:
-    runs = _accounting(len(seeds), len(values), 0, "networks")
+    runs = _accounting(len(seeds), len(values), 0, what)
     return Quantity(criterion, label, values.to_numpy(), runs, statistic, reference, values.index.tolist())
 
 

@@ -6,9 +6,10 @@ E1-E10 are the experiments of ``docs/studies/stability.md``. Sparsity is always 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jacnorm.settings import Count, Distinct, Positive, SeededSettings, Seeds, Settings, Sparsity, setting
 
@@ -16,6 +17,8 @@ Method = Literal["random", "magnitude", "snip", "grasp", "synflow"]
 Scaling = Literal["none", "inverse_sqrt_density", "alpha_mag", "frobenius", "activity"]
 Device = Literal["auto", "cpu", "cuda"]
 DataSet = Literal["digits", "mnist", "cifar10"]
+Depths = Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1), Distinct]
+"""Depths of classifiers: an input, a read-out and at least one square hidden layer between them."""
 Counts = Annotated[list[Count], Field(min_length=1), Distinct]
 Positives = Annotated[list[Positive], Field(min_length=1), Distinct]
 Sparsities = Annotated[list[Sparsity], Field(min_length=1), Distinct]
@@ -69,6 +72,27 @@ class ConditionsSettings(SeededSettings):
         [0.5, 1.0, 1.5, 2.0], "exponents a of the correlation width^-a; the uncorrelated case is always added"
     )
 
+    @model_validator(mode="after")
+    def _degrees_fit(self) -> Self:
+        widest = max(self.network_degrees)
+        if widest > self.network_width:
+            raise ValueError(
+                f"network_degrees has {widest:g}; at most network_width ({self.network_width}) entries fit a row"
+            )
+        smallest = min(self.fixed_degree_sizes)
+        if self.fixed_degree > smallest:
+            raise ValueError(
+                f"fixed_degree is {self.fixed_degree:g}; at most the smallest size ({smallest}) entries fit a row"
+            )
+        for size in self.sizes:
+            degree = max(self.degrees_over_log) * math.log(size)
+            if not 0 < degree <= size:
+                raise ValueError(
+                    f"degrees_over_log has {max(self.degrees_over_log):g}, which means {degree:.0f} entries a row at "
+                    f"size {size}; it must lie between 0 and the size"
+                )
+        return self
+
 
 class ScoresSettings(SeededSettings):
     """E6: input-output Jacobian of networks pruned by five scores under four scalings."""
@@ -76,7 +100,7 @@ class ScoresSettings(SeededSettings):
     seeds: Seeds = setting(list(range(10, 20)), "one network per cell and seed")
     data_set: DataSet = setting("digits", "data set that SNIP, GraSP and activity matching see")
     width: Count = setting(128, "hidden width", unit="units")
-    depths: Counts = setting([30], "depths", unit="layers")
+    depths: Depths = setting([30], "depths", unit="layers")
     sparsities: Sparsities = setting([0.9], "fractions removed")
     methods: Annotated[list[Method], Field(min_length=1), Distinct] = setting(
         ["random", "magnitude", "synflow", "snip", "grasp"], "pruning scores"
@@ -97,7 +121,7 @@ class TrainingSettings(SeededSettings):
         None, "training samples used, a class-balanced subset with validation included; None takes all", unit="samples"
     )
     width: Count = setting(64, "hidden width", unit="units")
-    depths: Counts = setting([10], "depths", unit="layers")
+    depths: Depths = setting([10], "depths", unit="layers")
     epochs: Count = setting(12, "passes over the training samples", unit="epochs")
     batch: Count = setting(64, "samples per step", unit="samples")
     momentum: float = setting(0.9, "heavy-ball momentum", ge=0, lt=1)
@@ -124,12 +148,20 @@ class DriftSettings(TrainingSettings):
 
     seeds: Seeds = setting(list(range(10, 15)), "one training run per depth and seed")
     width: Count = setting(128, "hidden width", unit="units")
-    depths: Counts = setting([5, 20], "depths", unit="layers")
+    depths: Depths = setting([5, 20], "depths", unit="layers")
     epochs: Count = setting(10, "passes over the training samples", unit="epochs")
     learning_rate: Positive = setting(0.01, "step size")
     measured_epochs: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), Distinct] = setting(
         [0, 1, 2, 5, 10], "epochs after which weights are kept and measured", unit="epochs"
     )
+
+    @model_validator(mode="after")
+    def _epochs_happen(self) -> Self:
+        if max(self.measured_epochs) > self.epochs:
+            raise ValueError(
+                f"measured_epochs has {max(self.measured_epochs)}, but training ends after {self.epochs} epochs"
+            )
+        return self
 
 
 class StudySettings(Settings):

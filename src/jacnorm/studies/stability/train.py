@@ -140,7 +140,9 @@ class Stack:
         masks = None
         if arms[0].masks is not None:
             masks = {name: torch.cat([arm.masks[layer] for arm in arms]).to(device) for layer, name in enumerate(names)}
-        rates = torch.tensor([arm.learning_rate for arm in arms]).repeat_interleave(len(settings.seeds))
+        rates = torch.tensor([arm.learning_rate for arm in arms], dtype=torch.float64).repeat_interleave(
+            len(settings.seeds)
+        )
         self._optimiser = StackedSGD(self._parameters, rates, momentum=settings.momentum, masks=masks)
         self._epochs = getattr(settings, "measured_epochs", [])
         self.kept: dict[int, list[Tensor]] = {}
@@ -213,7 +215,7 @@ def _train(
         checkpoint=checkpoint,
         runs=[RunId(STUDY, _name(arm), seed) for arm in arms for seed in settings.seeds],
         fingerprint=fingerprint(
-            [settings.model_dump(), this.device.type], code_version(f"jacnorm.studies.{STUDY}.train")
+            [settings.model_dump(), inputs.digest, this.device.type], code_version(f"jacnorm.studies.{STUDY}.train")
         ),
         on_divergence="record",
         tracker=this.tracker,
