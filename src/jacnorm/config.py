@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,8 @@ import yaml
 
 from jacnorm.errors import UserError
 from jacnorm.settings import Count, Settings, setting, suggestion
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class Job(Settings):
@@ -136,9 +139,14 @@ def _lines(settings: Settings, depth: int, skip: str = "") -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}; it must be a mapping with keys such as scale, studies"
+        )
+    return content
 
 
 def _merge(base: dict[str, Any], overlay: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -147,21 +155,28 @@ def _merge(base: dict[str, Any], overlay: Mapping[str, Any], path: str) -> dict[
         old = base.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
             value = _merge(old, value, f"{path}{key}.")
-        elif isinstance(old, dict) and value is not None:
+        elif isinstance(old, dict) and value is None:  # a heading whose keys are all commented out
+            continue
+        elif isinstance(old, dict):
             raise UserError(
                 f'configuration key "{path}{key}" is {value!r}; it must be a mapping with keys such as {", ".join(old)}'
             )
-        merged[key] = _typed(value)
+        merged[key] = value if isinstance(value, str) and not path else _typed(value)
     return merged
 
 
 def _typed(value: Any) -> Any:
-    """Undo what `snakemake --config` does to values inside a mapping or a list: it hands numbers over as text."""
+    """Undo what `snakemake --config` does to values inside a mapping or a list: it hands numbers over as text.
+
+    YAML itself reads 1e-3 as text too; here it is a number.
+    """
     if isinstance(value, Mapping):
         return {key: _typed(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_typed(each) for each in value]
     if isinstance(value, str):
+        if _EXPONENT.fullmatch(value):
+            return float(value)
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -69,12 +69,8 @@ def write_json(path: Path | str, value: Any, *, sort_keys: bool = True) -> None:
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file. Raises UserError if it is missing or not JSON."""
-    try:
+    with _in_words(path, "valid JSON", ValueError):
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run again") from None
 
 
 @dataclass(frozen=True)
@@ -112,23 +108,22 @@ def read_table(path: Path | str) -> pd.DataFrame:
     import pandas as pd
     import pyarrow as pa
 
-    try:
+    with _in_words(path, "a readable Parquet table", pa.ArrowInvalid, OSError):
         return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet table ({error}); delete it and run again") from None
 
 
 def read_columns(path: Path | str) -> dict[str, Column]:
-    """Read the documentation of a table's columns back."""
+    """Read the documentation of a table's columns back. Raises UserError as `read_table`."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _in_words(path, "a readable Parquet table", pa.ArrowInvalid, OSError):
+        schema = pq.read_schema(path)
     return {
         field.name: Column(
             (field.metadata or {}).get(b"meaning", b"").decode(), (field.metadata or {}).get(b"unit", b"").decode()
         )
-        for field in pq.read_schema(path)
+        for field in schema
     }
 
 
@@ -160,10 +155,19 @@ def load_tensors(path: Path | str, device: str = "cpu") -> tuple[dict[str, torch
 def _opened(path: Path | str, framework: str, device: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    with (
+        _in_words(path, "a readable safetensors file", SafetensorError, OSError),
+        safe_open(path, framework=framework, device=device) as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _in_words(path: Path | str, what: str, *damage: type[Exception]) -> Iterator[None]:
+    """Say that `path` is missing or, for the `damage` kinds of error, that it is not `what`."""
     try:
-        with safe_open(path, framework=framework, device=device) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that makes it (snakemake {path})") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); delete it and run again") from None
+    except damage as error:
+        raise UserError(f"{path} is not {what} ({error}); delete it and run again") from None

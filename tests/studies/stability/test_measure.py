@@ -18,9 +18,10 @@ from tests.studies.stability import tiny
 
 from jacnorm.files import read_columns
 from jacnorm.settings import flags
-from jacnorm.studies.stability import ensembles, measure
+from jacnorm.studies.stability import ensembles, measure, model, stacks
 from jacnorm.studies.stability.snapshots import Snapshot, load, save
 from jacnorm.studies.stability.tables import COLUMNS
+from jacnorm.training import seeds
 
 torch.set_num_threads(1)
 
@@ -102,7 +103,7 @@ def test_a_block_of_seeds_is_its_seeds_one_by_one(run, tmp_path, digits, name):
 
 
 def test_measurements_in_several_stacks_are_those_in_one(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "STACK_BYTES", 1)
+    monkeypatch.setattr(stacks, "STACK_BYTES", 1)
     alone = tiny.call("measure", "depth", tiny.DEPTH, tmp_path)["depth"]
     keys = ["seed", "activation", "sigma_w2", "method", "scaling", "depth"]
     expected = tiny.read(run / "tables", [10, 11])["depth"]
@@ -144,13 +145,15 @@ def measured_networks(monkeypatch):
     """Every list of weights, and every diagonal, that was measured."""
     seen = {"log_norms": [], "log_product_norms": []}
     for name, calls in seen.items():
-        function = getattr(measure, name)
+        function = getattr(model, name)
 
         def recording(*arguments, function=function, calls=calls):
             calls.append(arguments)
             return function(*arguments)
 
-        monkeypatch.setattr(measure, name, recording)
+        for module in (measure, ensembles):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, recording)
     return seen
 
 
@@ -223,14 +226,15 @@ def test_masks_do_not_follow_the_sizes_of_the_weights(tmp_path, measured_network
 
 def test_no_two_purposes_of_a_cell_share_a_stream(tmp_path, monkeypatch, digits):
     streams = {}
-    original = measure.generator
+    original = seeds.generator
 
     def recording(study, cell, seed, purpose):
         made = original(study, cell, seed, purpose)
         streams.setdefault(made.initial_seed() % 2**32, set()).add((cell, seed, purpose))
         return made
 
-    monkeypatch.setattr(measure, "generator", recording)
+    for module in (stacks, ensembles):
+        monkeypatch.setattr(module, "generator", recording)
     for name in MEASURED:
         tiny.call("measure", name, getattr(tiny.ALL, name), tmp_path, *extras(name, digits))
     assert len(streams) > 100
