@@ -1,0 +1,1 @@
+"""Speed and memory of jacnorm beside other libraries, on the same models and inputs in one run."""
