@@ -9,14 +9,13 @@ min_version("9.18")
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/stability.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
     default_target: True
     input:
         f"{RESULTS}/report/index.html",
-
-
-include: "workflow/rules/data.smk"
-include: "workflow/rules/stability.smk"
-include: "workflow/rules/report.smk"
+        [TARGETS[study] for study in CONFIG.selected],

@@ -156,12 +156,11 @@ def test_reproduce_hands_its_options_on():
     said = make("-n", "reproduce", "SCALE=laptop", "STUDY=stability", "CORES=8", "CONFIG=mine.yaml").stdout
     command = next(line for line in said.splitlines() if " snakemake " in line)
     assert "--cores 8 " in command
-    assert "--config scale=laptop --configfile mine.yaml " in command
-    assert "-- stability ||" in command
+    assert "--config scale=laptop 'only=[stability]' --configfile mine.yaml " in command
     everything = next(line for line in make("-n", "reproduce").stdout.splitlines() if " snakemake " in line)
     assert "--config scale=smoke " in everything
-    assert "-- all ||" in everything
     assert "--configfile" not in everything
+    assert "only=" not in everything
 
 
 @pytest.mark.parametrize("scale", ["..", "", "smoke/../.."])

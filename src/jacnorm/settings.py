@@ -11,7 +11,16 @@ import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import core_schema
 
 from jacnorm.errors import UserError
 
@@ -24,7 +33,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="wrap")
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        # Around everything, the subclass's own checks included; a wrap validator would stand inside these.
+        return core_schema.with_info_wrap_validator_function(cls._mistakes_in_words, handler(source))
+
     @classmethod
     def _mistakes_in_words(cls, values: Any, handler: Any, info: ValidationInfo) -> Any:
         try:
@@ -142,7 +155,7 @@ def _sentence(mistake: dict[str, Any], model: type[BaseModel], opening: str) -> 
         return f"{key} is missing; add it"
     reason = mistake["msg"].removeprefix("Value error, ")
     if isinstance(mistake["input"], dict):  # two of its keys do not fit together; the reason names them
-        return f"{key}: {reason}"
+        return reason if key.endswith('""') else f"{key}: {reason}"
     if mistake["type"] in ("model_type", "dict_type"):
         reason = "it must be a mapping of keys to values"
     return f"{key} is {mistake['input']!r}, which is not allowed: {reason[0].lower()}{reason[1:]}"

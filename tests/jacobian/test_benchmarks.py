@@ -92,7 +92,7 @@ def test_page_is_redrawn_between_its_markers(tmp_path):
     assert text.endswith(f"{END}\nafter\n")
     assert "stale" not in text
     for words in (
-        "1.25x its floor",
+        "| 1.0x | 1.25x |",
         "4.0x",
         "from 1/4 of the batch",
         "not run",

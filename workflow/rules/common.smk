@@ -33,6 +33,10 @@ if CONFIG.machine.mirror:
     os.environ["JACNORM_MIRROR"] = str(Path(CONFIG.machine.mirror).absolute())
 
 
+# What each study is to leave behind; its rule file adds to this.
+TARGETS = {}
+
+
 wildcard_constraints:
     block=r"s\d+-\d+",
 

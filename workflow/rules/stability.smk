@@ -48,10 +48,17 @@ STABILITY_ALL_TABLES = [
 ]
 
 
+TARGETS["stability"] = [
+    f"{STABILITY}/verdicts.json",
+    f"{STABILITY}/manifest.json",
+    f"{STABILITY}/figures/captions.json",
+    *STABILITY_ALL_TABLES,
+]
+
+
 rule stability:
     input:
-        f"{STABILITY}/verdicts.json",
-        f"{STABILITY}/figures/captions.json",
+        TARGETS["stability"],
 
 
 for experiment, tables in STABILITY_TRAINED.items():

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacnorm.jacobian.errors import AdjointMismatch, CoupledSamples, NonDeterministicModel, NotDifferentiable
+from jacnorm.jacobian.errors import (
+    AdjointMismatch,
+    CoupledSamples,
+    DtypeError,
+    NonDeterministicModel,
+    NotDifferentiable,
+)
 from jacnorm.jacobian.linearise import Function, Linearisation, check_output, take
 
 CHECKED_SAMPLES = 2
@@ -30,7 +36,10 @@ class Probe:
 
 
 def probe(f: Function, x: Tensor) -> Probe:
-    """Run f on the first two samples; one alone is paired with a perturbed copy. Raises what `check_output` does."""
+    """Run f on the first two samples; one alone is paired with a perturbed copy.
+
+    Raises what `check_output` does, and DtypeError for outputs in half precision.
+    """
     f, x = take(f, slice(0, CHECKED_SAMPLES)), x[:CHECKED_SAMPLES].detach()
     if len(x) == 1:
         f = take(f, torch.tensor([0, 0], device=x.device))
@@ -49,6 +58,11 @@ def probe(f: Function, x: Tensor) -> Probe:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             y = f(leaf)
     check_output(y, leaf)
+    if torch.finfo(y.dtype).bits < 32:
+        raise DtypeError(
+            f"f returned {y.dtype} for an input in {x.dtype}: it computes in half precision, whose rounding is too "
+            "coarse for an interval. Leave autocast, or cast the model and the input to float32"
+        )
     each = sum(storages.values()) // len(x)
     return Probe(f, x, y.detach(), y[0].numel(), x[0].numel(), each)
 
