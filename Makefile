@@ -52,6 +52,7 @@ $(READY):
 	@TORCH_ARGS='$(TORCH_ARGS)' requirements/install.sh '$@' '$(PYTHON)'
 
 reproduce: $(READY)
+	@$(if $(CONFIG),$(IN_VENV) python -m jacnorm.config --file $(CONFIG) --scale $(SCALE))
 	@$(IN_VENV) python -m jacnorm.unlock
 	@$(SNAKEMAKE) || { code=$$?; [ $$code = 2 ] || echo 'Not finished. The same command goes on from here.' >&2; exit $$code; }
 	@$(IN_VENV) python -m jacnorm.report.terminal $(RESULTS)

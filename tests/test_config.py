@@ -192,3 +192,25 @@ def test_the_module_prints_the_file_of_smoke():
         [sys.executable, "-m", "jacnorm.config"], capture_output=True, text=True, check=True
     ).stdout
     assert printed == (CONFIGS / "smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("studies: {stability: {depth: {widths: [32]}}}", 0, ""),
+        (
+            "studies: {stability: {depth: {widths: [0]}}}",
+            2,
+            'ERROR: configuration key "studies.stability.depth.widths.0"',
+        ),
+        ("studies: {stability: {}}\nstudies: {}", 2, "is not valid YAML: key 'studies' is given 2 times"),
+        ("- 1", 2, "holds a list; it must be a mapping"),
+    ],
+)
+def test_a_file_of_the_user_is_checked_from_the_command_line(text, code, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "jacnorm.config", "--file", str(tmp_path / "mine.yaml"), "--scale", "laptop"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == (code != 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 
 import pandas as pd
@@ -273,3 +274,28 @@ def test_a_damaged_file_is_named(tmp_path, kind, left):
     sentence = str(caught.value)
     assert sentence.startswith(f"{path} is not {READERS[kind][1]} (")
     assert sentence.endswith("; delete it and run again")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [1\n", "is not valid YAML: while parsing a flow sequence"),
+        ("a: 1\nb: 2\na: 3\n", "is not valid YAML: key 'a' is given 2 times at line 1, column 1"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused(text, sentence, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{path} {sentence}")):
+        files.read_yaml(path)
+    with pytest.raises(UserError, match="does not exist; correct its name or restore it"):
+        files.read_yaml(tmp_path / "none.yaml")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read as text"):
+        files.read_yaml(path)
+
+
+def test_yaml_is_read_as_it_stands(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("b: {c: [1, 2.5, x]}\na: null\n")
+    assert files.read_yaml(path) == {"b": {"c": [1, 2.5, "x"]}, "a": None}

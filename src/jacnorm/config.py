@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from jacnorm.errors import UserError
+from jacnorm.files import read_yaml
 from jacnorm.settings import Count, Settings, setting, suggestion
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -90,7 +91,7 @@ def load(folder: Path | str, overlay: Mapping[str, Any] | None = None) -> Config
         raise UserError(
             f'configuration key "scale" is "{scale}", which is not a scale; choose one of {", ".join(scales)}'
         )
-    machine = Machine.validate(_merge(_read(folder / f"{scale}.yaml"), overlay, ""), "")
+    machine = Machine.validate(_merge(read(folder / f"{scale}.yaml"), overlay, ""), "")
     for study in machine.studies:
         if study not in study_names():
             raise UserError(f'configuration key "studies.{study}" is unknown; {suggestion(study, study_names())}')
@@ -137,15 +138,11 @@ def _lines(settings: Settings, depth: int, skip: str = "") -> Iterator[str]:
             yield f"{indent}{name}: {text.removesuffix('...' + chr(10)).strip()}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a configuration file, {} if it is empty. Raises UserError naming the file."""
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}; it must be a mapping with keys such as scale, studies"
-        )
+        raise UserError(f"{path} holds a {type(content).__name__}; it must be a mapping with keys such as studies")
     return content
 
 
@@ -185,5 +182,21 @@ def _typed(value: Any) -> Any:
     return value
 
 
+def check(file: Path | None = None, scale: str = "smoke") -> None:
+    """Validate the configuration of a run and say nothing, or print every key with its default where none is given.
+
+    Args:
+        file: YAML file of the user's own settings.
+        scale: scale that it is laid over.
+
+    """
+    if file is None:
+        print(reference(), end="")
+    else:
+        load("configs", {"scale": scale, **read(file)})
+
+
 if __name__ == "__main__":
-    print(reference(), end="")
+    from jacnorm.step import run
+
+    run({"check": check})

@@ -73,6 +73,32 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def read_yaml(path: Path | str) -> Any:
+    """Read a YAML file. Raises UserError if it is missing, not YAML, or gives a key twice."""
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):
+        """Plain YAML would keep the last of two equal keys and say nothing."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+            for key in keys:
+                if keys.count(key) > 1:
+                    problem = f"key {key!r} is given {keys.count(key)} times"
+                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=UniqueKeys)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; correct its name or restore it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error})") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise UserError(f"{path} is not valid YAML: {where}") from None
+
+
 @dataclass(frozen=True)
 class Column:
     """What one column of a tidy table holds: its meaning and its unit ("" for names and pure numbers)."""

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-import yaml
 
-from jacnorm.config import Configuration, Jobs, load
+from jacnorm.config import Configuration, Jobs, load, read
 from jacnorm.step import run
 
 _STATS = re.compile(r"^(?P<rule>[a-z]\w*) +(?P<count>\d+)$")
@@ -74,7 +73,7 @@ def plan(
         config: YAML file of the user's own settings, laid over those of the scale.
 
     """
-    overlay = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config else {}
+    overlay = read(config) if config else {}
     configuration = load("configs", {**overlay, "scale": scale} | ({"only": [only]} if only else {}))
     lines = []
     for line in sys.stdin:

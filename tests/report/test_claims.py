@@ -158,7 +158,7 @@ def test_a_claim_needs_a_deciding_criterion(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist; every study declares its claims there"):
+    with pytest.raises(UserError, match="does not exist; correct its name or restore it"):
         load_claims(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="the file: input should be a valid dictionary"):
         load_claims(written(tmp_path, ""))

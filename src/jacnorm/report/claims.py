@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jacnorm.errors import UserError
+from jacnorm.files import read_yaml
 
 Scale = Literal["smoke", "laptop", "paper"]
 Evidence = Literal["published", "second-hand", "reconstructed"]
@@ -179,14 +179,7 @@ class Ledger(Record):
 
 def load_claims(path: Path | str) -> Ledger:
     """Read and check a `claims.yaml`. Raises UserError, one sentence with the full path of the first wrong key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; every study declares its claims there") from None
-    try:
-        content = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     try:
         return Ledger.model_validate(content)
     except ValidationError as error:
@@ -202,19 +195,6 @@ def claims_digest(path: Path | str) -> str:
 def claim_margin(path: Path | str, claim: str, criterion: str) -> tuple[float, float]:
     """The asked range (low, high) of one criterion; raises KeyError naming what exists."""
     return load_claims(path).claim(claim).criterion(criterion).bounds
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML where a repeated key is an error: plain YAML would keep the last margin and say nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, count in Counter(map(str, keys)).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given {count} times", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import ValidationError
 
 from jacnorm.errors import UserError
+from jacnorm.files import read_yaml
 from jacnorm.report.claims import complaint
 from jacnorm.report.manifest import Caption, Captions, write_captions
 from jacnorm.report.tables import gather_tables, group_files
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @cache
 def read_captions_file(path: Path) -> dict[str, Caption]:
     """A study's ``captions.yaml``: figure name -> caption. Raises UserError naming the wrong key."""
-    content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    content = read_yaml(path)
     try:
         return Captions.validate_python(content)
     except ValidationError as error:

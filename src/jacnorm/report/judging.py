@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
 from pydantic import TypeAdapter
 
 from jacnorm.data.stored import unpack
-from jacnorm.files import read_metadata
+from jacnorm.files import read_metadata, read_yaml
 from jacnorm.report.manifest import DataUsed, Departure, Setting, StudyManifest, write_manifest
 from jacnorm.report.tables import gather_tables, group_files
 from jacnorm.report.verdicts import judge_study, write_verdicts
@@ -33,7 +32,7 @@ def judge_files(
     """
     files = group_files(tables)
     found = judge_study(folder / "claims.yaml", estimands, gather_tables(files), settings, scale)
-    departures = TypeAdapter(list[Departure]).validate_python(yaml.safe_load((folder / "departures.yaml").read_text()))
+    departures = TypeAdapter(list[Departure]).validate_python(read_yaml(folder / "departures.yaml"))
     used = [unpack(read_metadata(path)) for path in sorted(set(data))]
     about = StudyManifest(
         settings=[Setting(**row) for row in table(settings, f"{found.study}.")],
