@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -43,13 +44,15 @@ def test_a_training_job_killed_at_ten_random_instants(digits, tmp_path):
     assert sorted(whole) == ["tables/curves-s10-11.parquet", "train/drift-s10-11.safetensors"]
 
     instants = random.Random(20260101)
-    kills, attempt, resumed = 0, 0, False
+    kills, attempt, resumed = 0, 0, 0
     while kills < 10:
         folder = tmp_path / str(attempt)
         while True:
-            resumed |= any(folder.glob("train/*.checkpoint.safetensors"))
+            resumed += any(folder.glob("train/*.checkpoint.safetensors"))
             process = start(folder, 0.02)
-            process.join(instants.uniform(0, 0.8 * duration) if kills < 10 else 120)
+            if kills % 2 == 0:  # while it trains: some time after its next checkpoint
+                until_written(folder, process)
+            process.join(instants.uniform(0, 0.5 * duration) if kills < 10 else 120)
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 process.join(60)
@@ -61,7 +64,22 @@ def test_a_training_job_killed_at_ten_random_instants(digits, tmp_path):
         assert outputs(folder) == whole
         assert not list(folder.glob("train/*checkpoint*"))
         attempt += 1
-    assert resumed
+    assert resumed >= 3
+
+
+def until_written(folder: Path, process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until the process has written a checkpoint, or has ended."""
+
+    def stamps() -> set[tuple[str, int]]:
+        found = set()
+        for path in folder.glob("train/*.checkpoint.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
+
+    before = stamps()
+    while process.is_alive() and stamps() <= before:
+        time.sleep(0.002)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project):

@@ -10,7 +10,7 @@ from jacnorm.studies.stability import train as step
 from jacnorm.studies.stability.settings import DriftSettings
 
 SETTINGS = DriftSettings(
-    seeds=[10, 11], width=32, depths=[3, 6], epochs=8, train_samples=1000, measured_epochs=[0, 4, 8]
+    seeds=[10, 11], width=32, depths=[3, 6], epochs=40, train_samples=1000, measured_epochs=[0, 20, 40]
 )
 
 
