@@ -44,8 +44,8 @@ def top_by_krylov(
     refuse_non_finite(process.alpha + process.beta, "the Jacobian (times a vector)", lin.first_sample)
     theta, residual, right, _ = process.triplets(k)  # (B, c), (B, c), (B, c, d) with c <= k
     del process
-    if right.shape[1] < k or bool((torch.linalg.vector_norm(right, dim=2) < 0.5).any()):
-        right, theta, residual = _merged(apply, adjoint, _completed(right, k), k)  # the Krylov space ended early
+    if right.shape[1] < k:  # max_pairs is below k
+        right, theta, residual = _merged(apply, adjoint, _completed(right, k), k)
     for round_ in range(ROUNDS):
         log_delta = log_start_threshold(d - k, (1 - confidence) / (family * ROUNDS)) if d > k else 0.0
         rest = _Rest(apply, adjoint, right)
@@ -57,8 +57,8 @@ def top_by_krylov(
             min(max_pairs, d - k),
         )
         missed = found > theta[:, -1:] + rtol * theta[:, :1]
-        if not bool(missed.any()):
-            break
+        if not bool(missed.any()) or round_ == ROUNDS - 1:
+            break  # the bound belongs to these vectors; new ones would need another round
         right, theta, residual = _merged(apply, adjoint, torch.cat([right, vectors], 1), k)
     slack = resolution(lin.dtype) * theta[:, :1]
     error = torch.linalg.vector_norm(residual, dim=1)[:, None]
@@ -142,7 +142,7 @@ def _merged(apply: Apply, adjoint: Apply, right: Tensor, k: int) -> tuple[Tensor
 
 
 def _completed(right: Tensor, k: int) -> Tensor:
-    """Stack the rows of `right` (B, c, d), some of them perhaps zero, and k random ones, to be made orthonormal."""
+    """Stack the rows of `right` (B, c, d) and k random ones, to be made orthonormal."""
     generator = torch.Generator().manual_seed(0)
     extra = torch.randn(k, right.shape[2], generator=generator, dtype=torch.float64).to(right)
     return torch.cat([right, extra.expand(len(right), -1, -1)], 1)[:, : right.shape[2]]

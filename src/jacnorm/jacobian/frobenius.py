@@ -77,26 +77,23 @@ def _by_probes(
     pairs = min(pairs, d)
     known = torch.zeros(lin.samples, dtype=torch.float64, device=lin.device)
     basis = None
-    free = torch.full_like(known, d)  # dimension of the complement that the probes live in
     if pairs:
         process = GolubKahan(apply, adjoint, start_vectors(lin.samples, d, seed, lin.dtype, lin.device))
         for _ in range(pairs):
             process.step()
         known = process.alpha.square().sum(1) + process.beta[:, :-1].square().sum(1)  # |J P|_F^2 = |B|_F^2
-        basis = process.starts  # (B, pairs, d); zero vectors where the Krylov space ended early
-        free = d - (torch.linalg.vector_norm(basis, dim=2) > 0.5).sum(1).double()
+        basis = process.starts  # (B, pairs, d)
     generator = torch.Generator().manual_seed(seed + 1)
     squares = []
-    for _ in range(samples if bool((free > 0).any()) else 0):
+    for _ in range(samples if d > pairs else 0):
         probe = torch.randn(1, 1, d, generator=generator, dtype=torch.float64).to(lin.device, lin.dtype)
         probe = probe.expand(lin.samples, 1, d)
         if basis is not None:
             probe = torch.baddbmm(probe, probe @ basis.mT, basis, alpha=-1)
-        length = torch.linalg.vector_norm(probe, dim=2)
-        probe = torch.where(free[:, None] > 0, probe[:, 0] / length, 0.0)
+        probe = probe[:, 0] / torch.linalg.vector_norm(probe, dim=2)
         squares.append(torch.linalg.vector_norm(apply(probe), dim=1, dtype=torch.float64).square())
     if squares:
-        rest = free[:, None] * torch.stack(squares, 1)  # (B, samples)
+        rest = (d - pairs) * torch.stack(squares, 1)  # (B, samples)
         square, error = known + rest.mean(1), rest.std(1) / math.sqrt(samples)
     else:
         square, error = known, torch.zeros_like(known)

@@ -15,7 +15,7 @@ from jacnorm.jacobian.bounds import ritz_gram
 
 Apply = Callable[[Tensor], Tensor]
 
-BASIS_BLOCK = 12
+BASIS_BLOCK = 16
 """Bases grow by this many vectors at a time, so memory follows the steps taken, not the limit."""
 
 
@@ -106,20 +106,32 @@ def _with_room(basis: Tensor, index: int) -> Tensor:
 def _append(basis: Tensor, k: int, w: Tensor) -> Tensor:
     """Write w, made orthogonal to the first k vectors and normalised, as vector k; return its norm in float64.
 
-    An exact zero (or less than the smallest normal number of the dtype) stays zero: the Krylov space is exhausted,
-    and every later coefficient of that sample is zero too.
+    The last vector holds all of w that is in the span but for rounding, so it is removed first, then the whole basis
+    twice, before and after normalising. What is left may be rounding noise, when the Krylov space is exhausted: noise
+    can be parallel to the basis whatever is subtracted, so a random vector takes its place and the process goes on in
+    the complement, with the coefficient that was measured.
     """
+    before = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)  # (B,)
     if k > 0:
-        head = basis[:, :k]
-        w = w[:, None, :]  # (B, 1, d): as rows, these products run five times faster than as columns
-        for _ in range(2):
-            w = torch.baddbmm(w, w @ head.mT, head, alpha=-1)
-        w = w[:, 0]
-    # Squares of entries below 1e-19 vanish in float32, so the norm is summed in float64.
-    norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)  # (B,)
+        w = _orthogonal(_orthogonal(w, basis[:, k - 1 : k]), basis[:, :k])
+    # Squares of entries below 1e-19 vanish in float32, so norms are summed in float64.
+    norm = torch.linalg.vector_norm(w, dim=1, dtype=torch.float64)
     norm = torch.where(norm < torch.finfo(w.dtype).tiny, 0.0, norm)
-    basis[:, k] = w / torch.where(norm > 0, norm, 1.0).to(w.dtype)[:, None]
+    noise = norm <= 10 * torch.finfo(w.dtype).eps * before
+    w = w / torch.where(norm > 0, norm, 1.0).to(w.dtype)[:, None]
+    if w.device.type != "cpu" or bool(noise.any()):  # elsewhere than on a CPU, asking would hold up the device
+        fresh = torch.randn(w.shape[1], generator=torch.Generator().manual_seed(k), dtype=torch.float64).to(w)
+        w = torch.where(noise[:, None], fresh / w.shape[1] ** 0.5, w)
+    if k > 0:
+        w = _orthogonal(w, basis[:, :k])
+    basis[:, k] = w / torch.linalg.vector_norm(w, dim=1, keepdim=True)
     return norm
+
+
+def _orthogonal(w: Tensor, basis: Tensor) -> Tensor:
+    """Subtract from w (B, d) its components along the orthonormal vectors of `basis` (B, k, d)."""
+    w = w[:, None]  # (B, 1, d): as rows, these products run five times faster than as columns
+    return torch.baddbmm(w, w @ basis.mT, basis, alpha=-1)[:, 0]
 
 
 def start_vectors(samples: int, d: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -29,8 +29,10 @@ def jacobian_penalty(
 
     Take the mean over the batch and add it to a loss. `generator` (on the CPU) draws the probes or the start vector;
     without it the same ones are drawn at every call, which biases a stochastic penalty: pass one in training. f runs
-    in its present mode; nothing is probed, so batch norm in train mode is accepted here and lets samples mix. Cost:
-    one forward and `probes` pulls with a graph (for "spectral": 2 * pairs passes without and one pull with a graph).
+    in its present mode and nothing is probed: batch norm in train mode is accepted here, lets samples mix, and moves
+    its running statistics once more (twice for "spectral").
+
+    Cost: one forward and `probes` pulls with a graph (for "spectral": 2 * pairs passes without and one pull with one).
     Raises OptionError for an unknown kind or counts below 1; NotDifferentiable, ShapeError, DtypeError and
     NonFiniteValue as `spectral_norm` does.
 
