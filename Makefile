@@ -21,6 +21,10 @@ READY := .venv/.ready-$(shell { pwd; cat $(LOCKS) requirements/install.sh; } | c
 IN_VENV = PATH="$$PWD/.venv/bin:$$PATH"
 RESULTS = results/$(SCALE)
 SELECT = --config scale=$(SCALE) $(if $(STUDY),'only=[$(STUDY)]') $(if $(CONFIG),--configfile $(CONFIG))
+# Mistakes in the user's own file are told before Snakemake reads it; that file may also name another results folder.
+USE = $(IN_VENV) python -m jacnorm.config --scale $(SCALE) $(if $(CONFIG),--file $(CONFIG))
+CHECK = $(if $(CONFIG),$(USE),:)
+FOLDER = $(USE) --folder
 SNAKEMAKE = $(IN_VENV) snakemake --cores $(CORES) --rerun-incomplete $(SELECT) $(ARGS)
 
 .PHONY: help set-up reproduce plan report test lint bench verify clean lock
@@ -52,19 +56,21 @@ $(READY):
 	@TORCH_ARGS='$(TORCH_ARGS)' requirements/install.sh '$@' '$(PYTHON)'
 
 reproduce: $(READY)
-	@$(if $(CONFIG),$(IN_VENV) python -m jacnorm.config --file $(CONFIG) --scale $(SCALE))
+	@$(CHECK)
 	@$(IN_VENV) python -m jacnorm.unlock
 	@$(SNAKEMAKE) || { code=$$?; [ $$code = 2 ] || echo 'Not finished. The same command goes on from here.' >&2; exit $$code; }
-	@$(IN_VENV) python -m jacnorm.report.terminal $(RESULTS)
+	@$(IN_VENV) python -m jacnorm.report.terminal "$$($(FOLDER))"
 
 plan: $(READY)
-	@text=`$(SNAKEMAKE) --dry-run --quiet rules reason host` || exit $$?; printf '%s\n' "$$text" | $(IN_VENV) \
+	@$(CHECK)
+	@text=`$(SNAKEMAKE) --dry-run --quiet rules reason host` || { code=$$?; printf '%s\n' "$$text" >&2; exit $$code; }; printf '%s\n' "$$text" | $(IN_VENV) \
 	python -m jacnorm.plan --scale $(SCALE) $(if $(STUDY),--only $(STUDY)) $(if $(CONFIG),--config $(CONFIG))
 
 report: $(READY)
+	@$(CHECK)
 	@$(IN_VENV) python -m jacnorm.unlock
 	@$(SNAKEMAKE) -- report
-	@echo 'Report: $(RESULTS)/report/index.html'
+	@echo "Report: $$($(FOLDER))/report/index.html"
 
 test: $(READY)
 	@$(IN_VENV) python -m pytest $(ARGS)

@@ -214,3 +214,19 @@ def test_a_file_of_the_user_is_checked_from_the_command_line(text, code, said, t
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == (code != 0)
+
+
+def test_the_command_line_tells_the_folder_of_a_scale(tmp_path):
+    (tmp_path / "mine.yaml").write_text("results: elsewhere\n")
+    command = [
+        sys.executable,
+        "-m",
+        "jacnorm.config",
+        "--folder",
+        "--scale",
+        "paper",
+        "--file",
+        str(tmp_path / "mine.yaml"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "elsewhere/paper\n"

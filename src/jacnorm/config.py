@@ -182,21 +182,24 @@ def _typed(value: Any) -> Any:
     return value
 
 
-def check(file: Path | None = None, scale: str = "smoke") -> None:
-    """Validate the configuration of a run and say nothing, or print every key with its default where none is given.
+def main(file: Path | None = None, scale: str = "smoke", folder: bool = False) -> None:
+    """Validate the configuration of a run; print every key with its default where neither option is given.
 
     Args:
         file: YAML file of the user's own settings.
         scale: scale that it is laid over.
+        folder: print the folder of the results of this scale.
 
     """
-    if file is None:
+    if file is None and not folder:
         print(reference(), end="")
-    else:
-        load("configs", {"scale": scale, **read(file)})
+        return
+    machine = load("configs", {**(read(file) if file else {}), "scale": scale}).machine
+    if folder:
+        print(f"{machine.results}/{machine.scale}")
 
 
 if __name__ == "__main__":
     from jacnorm.step import run
 
-    run({"check": check})
+    run({"configuration": main})

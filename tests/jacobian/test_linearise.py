@@ -270,3 +270,20 @@ def test_cuda_agrees_with_the_oracle(case, dtype, method):
     result = spectral_norm(model.cuda(), x.cuda(), method=method, rtol=1e-3, max_pairs=200)
     assert result.value.is_cuda
     torch.testing.assert_close(result.value.cpu(), expected, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "coupled",
+    [
+        lambda a: torch.tanh(a) + torch.roll(a, 2, 0),
+        lambda a: torch.cat([a[:4], a[4:].flip(0)]),
+        lambda a: a / a.detach().std(0),
+    ],
+    ids=["distant neighbours", "the last two", "detached statistics"],
+)
+@pytest.mark.parametrize("method", ["rows", "krylov"])
+def test_samples_that_depend_on_one_another_anywhere_are_refused(coupled, method):
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with pytest.raises(CoupledSamples, match="when other samples leave the batch"):
+        spectral_norm(coupled, x, method=method)
+    assert spectral_norm(torch.tanh, x, method=method).value.shape == (6,)

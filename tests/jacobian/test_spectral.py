@@ -157,7 +157,7 @@ def test_cost_of_a_small_side_is_that_many_pulls():
     result = spectral_norm(f, x)
     assert result.pulls.tolist() == [7] * 4
     assert result.pushes.tolist() == [0] * 4
-    assert calls == 3  # two of them on two samples: the probe of memory, and the checks
+    assert calls == 4  # two on two samples (probe of memory, checks), one on every second sample (independence)
 
 
 def test_pairs_needed_by_a_random_tanh_network():

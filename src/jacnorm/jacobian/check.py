@@ -72,8 +72,7 @@ def check_instrument(first: Probe) -> None:
 
     On two samples: two forward passes agree; the pull of one sample reaches no other and the push of one sample
     neither, so no output depends on another sample's input in either direction; and <u, J v> = <J^T u, v> for random
-    u, v. Costs a forward, a pull and a push of two samples. Coupling that carries no gradient (statistics detached
-    from the graph) is not seen.
+    u, v. Costs a forward, a pull and a push of two samples; `check_company` looks at all samples.
 
     Raises NonDeterministicModel, CoupledSamples, AdjointMismatch, and what `Linearisation` raises.
     """
@@ -91,6 +90,27 @@ def check_instrument(first: Probe) -> None:
         return  # rows need no push; a method that does will say so itself
     _check_coupling(pushed)
     _check_adjoint(u, v, pulled, pushed)
+
+
+@torch.no_grad()
+def check_company(f: Function, x: Tensor, y: Tensor) -> None:
+    """Refuse functions whose output for a sample depends on which other samples are in the batch.
+
+    y = f(x), (B, ...): every second sample is run again without the others, and its output has to stay, up to the
+    rounding of another batch size. This sees coupling anywhere in the batch, also through statistics that are detached
+    from the graph. Costs half a forward. Raises CoupledSamples.
+    """
+    if len(x) < 2:
+        return
+    rows = torch.arange(1, len(x), 2, device=x.device)
+    apart = (take(f, rows)(x[rows]) - y[rows]).abs().amax()
+    scale = y.abs().amax()
+    if bool(apart > torch.finfo(y.dtype).eps ** 0.5 * scale):
+        raise CoupledSamples(
+            f"the output of a sample changes by {float(apart / scale):.1e} of the largest output when other samples "
+            "leave the batch, so there is no Jacobian per sample. Batch norm in train mode does this: call "
+            "model.eval(), or make f treat samples independently"
+        )
 
 
 def _check_determinism(first: Tensor, again: Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacnorm.jacobian.check import check_instrument, probe
+from jacnorm.jacobian.check import check_company, check_instrument, probe
 from jacnorm.jacobian.errors import OptionError
 from jacnorm.jacobian.linearise import (
     Function,
@@ -54,6 +54,8 @@ def in_pieces(
         for first in range(0, len(x), size):
             piece = slice(first, first + size)
             lin = Linearisation(take(f, piece), x[piece], expected_pushes, first)
+            if check:
+                check_company(take(f, piece), x[piece], lin.primal)
             parts.append(measure(lin))
             del lin  # frees the graph before the next piece makes its own
     return join(parts)

@@ -34,7 +34,8 @@ def jacobian_penalty(
 
     Cost: one forward and `probes` pulls with a graph (for "spectral": 2 * pairs passes without and one pull with one).
     Raises OptionError for an unknown kind or counts below 1; NotDifferentiable, ShapeError, DtypeError and
-    NonFiniteValue as `spectral_norm` does.
+    NonFiniteValue for such inputs as `spectral_norm` does. A penalty that comes out infinite is returned, not raised:
+    looking at it would make a GPU wait in every training step.
 
     >>> w = torch.tensor([2.0, 1.0], requires_grad=True)
     >>> penalty = jacobian_penalty(lambda x: w * x, torch.ones(1, 2), probes=None)

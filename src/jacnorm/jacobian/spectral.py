@@ -52,7 +52,7 @@ def spectral_norm(
     Cost: min(m, n) passes, or at most `max_pairs` pull-push pairs (a random wide network takes about 15 for rtol 1e-2
     and 20 for 1e-3). Memory: B * pairs * (m + n) numbers besides the graph of f; pieces of the batch are measured one
     after another when this exceeds `memory_limit` bytes. Values do not depend on the split.
-    check: probe determinism, coupling of samples and the adjoint identity on up to four samples first.
+    check: probe determinism and the adjoint identity on two samples, and independence on the whole batch, first.
     Half-precision inputs are measured in float32, with the parameters of a module cast.
 
     Raises JacobianError (its subclasses name the reason) for functions without a Jacobian per sample and for options

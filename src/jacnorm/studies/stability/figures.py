@@ -241,9 +241,8 @@ def trainability(tables: Tables) -> Figure:
             rate = tried.groupby("learning_rate").validation_accuracy.mean().idxmax()
             values = tried[tried.learning_rate == rate].test_accuracy
             dots(axes[0], place + shift, values, colour=colour, label=words if place == 0 else None, width=0.08)
-    axes[0].set_xticks(
-        range(len(arms)), [f"{data}\n{method}\ns = {s:g}\ndepth {depth}" for data, method, s, depth in arms]
-    )
+    names = [f"{data}, {method}, s = {sparsity:g}, depth {depth}" for data, method, sparsity, depth in arms]
+    axes[0].set_xticks(range(len(arms)), names, rotation=90 if len(arms) > 2 else 0, fontsize=8)
     axes[0].set(ylabel="test accuracy", ylim=(0, 1.02), title=f"width {rows.width.iloc[0]}, best learning rate")
     axes[0].set_xlim(-0.6, len(arms) - 0.4)
     axes[0].grid(axis="x", visible=False)
