@@ -231,8 +231,8 @@ def scores(tables: Tables) -> Figure:
 def trainability(tables: Tables) -> Figure:
     """E7."""
     rows = tables["trainability"]
-    figure, axes = panels(2, 5.0)
     arms = sorted(rows.groupby(["data_set", "method", "sparsity", "depth"]).groups)
+    figure, axes = panels(2, 5.0, 3.4 if len(arms) <= 2 else 5.6)
     looks = {"none": (ORANGE, "unscaled"), "frobenius": (BLUE, "rescaled")}
     for place, arm in enumerate(arms):
         cell = _where(rows, **dict(zip(("data_set", "method", "sparsity", "depth"), arm, strict=True)))
