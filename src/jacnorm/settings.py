@@ -73,7 +73,6 @@ def _distinct(values: list) -> list:
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 """Fraction of weights removed."""
 Distinct = AfterValidator(_distinct)

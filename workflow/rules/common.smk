@@ -5,11 +5,10 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
-import yaml
-
 from jacnorm.code_version import code_version
 from jacnorm.config import load
 from jacnorm.errors import UserError
+from jacnorm.files import read_yaml
 from jacnorm.report.claims import claims_digest
 from jacnorm.settings import flags
 
@@ -78,11 +77,9 @@ def claims(study):
 
 def captions(study):
     """Figure names and captions of a study, as plain data."""
-    return yaml.safe_load((PACKAGE / "studies" / study / "captions.yaml").read_text())
+    return read_yaml(PACKAGE / "studies" / study / "captions.yaml")
 
 
 def departures(study):
     """What a study does differently from its paper, as canonical text."""
-    return canonical(
-        yaml.safe_load((PACKAGE / "studies" / study / "departures.yaml").read_text())
-    )
+    return canonical(read_yaml(PACKAGE / "studies" / study / "departures.yaml"))

@@ -13,7 +13,10 @@ from jacnorm.training.seeds import generator
 
 Row = dict[str, Any]
 STACK_BYTES = 2**29
-"""Weights held at once; larger blocks of seeds are measured in several stacks, which changes no result."""
+"""Weights held at once; larger blocks of seeds are measured in several stacks, which changes rounding at most.
+
+A constant, not a setting, so that the same job always gives the same bits.
+"""
 
 
 def stacks(seeds: Sequence[int], width: int, layers: int) -> Iterator[list[int]]:
