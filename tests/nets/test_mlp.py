@@ -46,12 +46,18 @@ def test_variance_is_sigma_w2_over_fan_in():
     assert abs(entries.pow(4).mean() - 3) < 4 * math.sqrt(96 / count)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "linear"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "softplus", "linear"])
 @pytest.mark.parametrize("with_biases", [False, True])
 def test_forward_equals_a_loop_over_networks(activation, with_biases):
     weights = mlp.init_gaussian(WIDTHS, 2.0, generators(0, 1, 2))
     biases = [batch(3, width, seed=width) for width in WIDTHS[1:]] if with_biases else None
-    phi = {"relu": torch.nn.functional.relu, "tanh": torch.tanh, "linear": lambda z: z}[activation]
+    phi = {
+        "relu": lambda z: z.clamp(min=0),
+        "tanh": torch.tanh,
+        "elu": lambda z: torch.where(z > 0, z, z.exp() - 1),
+        "softplus": lambda z: (1 + z.exp()).log(),
+        "linear": lambda z: z,
+    }[activation]
     x = batch(3, 4, 5)
     stacked = mlp.forward(weights, x, activation, biases)
     for run in range(3):
@@ -80,12 +86,26 @@ def test_a_run_computes_the_same_alone_and_stacked():
     torch.testing.assert_close(together[1:2], alone, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "linear"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "softplus", "linear"])
 def test_derivative_is_that_of_autograd(activation):
     z = torch.cat([batch(200) * 3, torch.tensor([0.0, -0.0, 1e-300, 400.0, -400.0], dtype=torch.float64)])
     z.requires_grad_()
     (expected,) = torch.autograd.grad(mlp.activate(z, activation).sum(), z)
     torch.testing.assert_close(mlp.derivative(z.detach(), activation), expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "elu", "softplus", "linear"])
+def test_curvature_is_the_largest_slope_of_the_derivative(activation):
+    z = torch.linspace(-6, 6, 120001, dtype=torch.float64)
+    slopes = (mlp.derivative(z, activation).diff() / z.diff()).abs()
+    assert slopes.max() == pytest.approx(mlp.curvature(activation), rel=1e-4, abs=1e-12)
+
+
+def test_relu_has_no_curvature():
+    with pytest.raises(ValueError, match="the derivative of relu is not continuous"):
+        mlp.curvature("relu")
+    with pytest.raises(ValueError, match="activation is 'gelu'"):
+        mlp.curvature("gelu")
 
 
 def test_relu_derivative_at_zero_is_zero():
@@ -147,7 +167,7 @@ def test_inputs_of_a_wrong_shape_are_refused(shape):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="'gelu'; it must be one of relu, tanh, linear"):
+    with pytest.raises(ValueError, match="'gelu'; it must be one of relu, tanh, elu, softplus, linear"):
         mlp.derivative(torch.zeros(1), "gelu")
 
 

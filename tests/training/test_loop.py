@@ -134,6 +134,36 @@ def test_resuming_gives_the_same_as_going_through(options, tmp_path, stop):
         torch.testing.assert_close(report.history[name], values, rtol=0, atol=0, equal_nan=True)
 
 
+class Content(Scripted):
+    """Is done once each run was advanced a number of times."""
+
+    def __init__(self, losses, enough):
+        super().__init__(losses)
+        self.enough = enough
+
+    def finished(self):
+        return bool((self.count >= self.enough).all())
+
+
+@pytest.mark.parametrize(("enough", "steps"), [(4, 5), (5, 5), (6, 10), (11, 12), (99, 12)])
+def test_a_trainee_that_is_done_ends_the_loop_at_the_next_check(options, enough, steps):
+    trainee = Content(losses(12), enough)
+    report = fit(trainee, steps=12, check_every=5, **options)
+    assert (report.steps, trainee.calls) == (steps, list(range(steps)))
+    assert report.history["loss"].tolist() == torch.tensor(losses(12)[:steps]).tolist()
+
+
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_a_resumed_job_ends_where_an_undisturbed_one_does(options, stop):
+    interrupted_at(stop, Content(losses(12), 6), steps=12, check_every=5, **options)
+    resumed = Content(losses(12), 6)
+    report = fit(resumed, steps=12, check_every=5, **options)
+    assert (report.steps, report.resumed_from, resumed.calls) == (10, stop, list(range(stop, 10)))
+    again = Content(losses(12), 6)
+    assert fit(again, steps=12, check_every=5, **options).history["loss"].shape == (10, 3)
+    assert again.calls == []
+
+
 def test_a_finished_fit_is_not_repeated_until_discarded(options, caplog):
     expected = fit(Scripted(losses(3)), steps=3, **options)
     again = Scripted(losses(3))

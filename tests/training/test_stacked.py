@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from jacnorm.errors import UserError
-from jacnorm.training.stacked import StackedSGD, forward, gradients, losses_and_gradients, stack_parameters, unstack
+from jacnorm.training.stacked import (
+    StackedAdam,
+    StackedSGD,
+    forward,
+    gradients,
+    losses_and_gradients,
+    stack_parameters,
+    unstack,
+)
 
 RATES = (0.02, 0.1, 0.3)
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}
@@ -127,10 +135,43 @@ def test_losses_of_the_whole_stack_written_by_hand():
     assert not values.requires_grad
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_frozen_runs_stay_as_they_are(momentum):
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9)])
+def test_each_run_moves_as_under_torch_adam_alone(betas):
+    alone, stack = modules(), stack_parameters(modules())
+    optimiser = StackedAdam(stack, RATES, betas=betas, eps=1e-6)
+    peers = [
+        torch.optim.Adam(net.parameters(), lr=rate, betas=betas, eps=1e-6)
+        for net, rate in zip(alone, RATES, strict=True)
+    ]
+    for x, y in batches(6):
+        _, slopes = losses_and_gradients(loss_of(alone[0]), stack, x, y)
+        optimiser.step(slopes)
+        for run, (net, peer) in enumerate(zip(alone, peers, strict=True)):
+            peer.zero_grad()
+            nn.functional.cross_entropy(net(x[run]), y[run]).backward()
+            peer.step()
+    for run, net in enumerate(alone):
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(stack[name][run], parameter.detach(), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1)])
+def test_impossible_betas_are_refused(betas):
+    with pytest.raises(UserError, match=r"betas are .*: betas must lie in \[0, 1\), eps above 0"):
+        StackedAdam({"w": torch.ones(2, 3)}, 0.1, betas=betas)
+
+
+OPTIMISERS = {
+    "plain": lambda stack: StackedSGD(stack, 0.1),
+    "momentum": lambda stack: StackedSGD(stack, 0.1, momentum=0.9),
+    "adam": lambda stack: StackedAdam(stack, 0.1),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_frozen_runs_stay_as_they_are(kind):
     stack, other = stack_parameters(modules()), stack_parameters(modules())
-    frozen, free = StackedSGD(stack, 0.1, momentum=momentum), StackedSGD(other, 0.1, momentum=momentum)
+    frozen, free = OPTIMISERS[kind](stack), OPTIMISERS[kind](other)
     slopes = {name: torch.ones_like(tensor) for name, tensor in stack.items()}
     for optimiser in (frozen, free):
         optimiser.step(slopes)
@@ -145,12 +186,13 @@ def test_frozen_runs_stay_as_they_are(momentum):
         torch.testing.assert_close(unstack(stack, run), unstack(other, run), rtol=0, atol=0)
 
 
-def test_optimiser_state_comes_back():
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_optimiser_state_comes_back(kind):
     slopes = {name: torch.ones_like(tensor) for name, tensor in stack_parameters(modules()).items()}
     one, two = stack_parameters(modules()), stack_parameters(modules())
-    first = StackedSGD(one, 0.1, momentum=0.9)
+    first = OPTIMISERS[kind](one)
     first.step(slopes)
-    second = StackedSGD(two, 0.1, momentum=0.9)
+    second = OPTIMISERS[kind](two)
     second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
     for name, tensor in one.items():
         two[name].copy_(tensor)

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Activation = Literal["relu", "tanh", "linear"]
+Activation = Literal["relu", "tanh", "elu", "softplus", "linear"]
 
 
 def _relu_derivative(z: Tensor) -> Tensor:
@@ -28,11 +28,18 @@ def _tanh_derivative(z: Tensor) -> Tensor:
     return 4 * decay / (1 + decay).square()
 
 
+def _elu_derivative(z: Tensor) -> Tensor:
+    return torch.exp(z.clamp(max=0.0))
+
+
 _FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "relu": (torch.relu, _relu_derivative),
     "tanh": (torch.tanh, _tanh_derivative),
+    "elu": (torch.nn.functional.elu, _elu_derivative),
+    "softplus": (torch.nn.functional.softplus, torch.sigmoid),
     "linear": (lambda z: z, torch.ones_like),
 }
+_CURVATURES = {"tanh": 4 / 27**0.5, "elu": 1.0, "softplus": 0.25, "linear": 0.0}
 
 
 def _functions(activation: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -49,6 +56,17 @@ def activate(z: Tensor, activation: Activation) -> Tensor:
 def derivative(z: Tensor, activation: Activation) -> Tensor:
     """phi'(z), entry by entry; relu'(0) is 0, as in torch's backward. Raises ValueError for an unknown activation."""
     return _functions(activation)[1](z)
+
+
+def curvature(activation: Activation) -> float:
+    """Sup |phi''|, the Lipschitz constant of the derivative: 4/sqrt(27) for tanh, 1 for elu, 1/4 for softplus.
+
+    Raises ValueError for relu, whose derivative jumps, and for an unknown activation.
+    """
+    if activation not in _CURVATURES:
+        _functions(activation)
+        raise ValueError(f"the derivative of {activation} is not continuous, so it has no Lipschitz constant")
+    return _CURVATURES[activation]
 
 
 def check_widths(widths: Sequence[int]) -> None:

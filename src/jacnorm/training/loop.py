@@ -24,7 +24,7 @@ from jacnorm.training.checkpoint import Checkpoint, discard
 from jacnorm.training.progress import Progress
 from jacnorm.training.seeds import RunId
 
-__all__ = ["Diverged", "FitReport", "Freezable", "MetricSink", "RunId", "Trainee", "discard", "fit"]
+__all__ = ["Diverged", "Finishing", "FitReport", "Freezable", "MetricSink", "RunId", "Trainee", "discard", "fit"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,14 @@ class Freezable(Protocol):
 
     def freeze(self, diverged: torch.Tensor) -> None:
         """Leave the runs where `diverged` (shape (R,), bool, CPU) is true as they are from now on."""
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A trainee that may be done before the last step, say once every run fits its data."""
+
+    def finished(self) -> bool:
+        """Whether no run has anything left to learn; decided by what `state` holds, so that a resumed job agrees."""
 
 
 class MetricSink(Protocol):
@@ -107,7 +115,7 @@ def fit(
     tracker: MetricSink | None = None,
     label: str = "training",
 ) -> FitReport:
-    """Make `steps` updates of `trainee`, going on from `checkpoint` if an earlier process left one.
+    """Make `steps` updates of `trainee`, or fewer if it says that it is finished; go on from an existing `checkpoint`.
 
     runs: the R stacked runs, in the order of the loss's entries. fingerprint: `checkpoint.fingerprint` of settings and
     code; a checkpoint of another fingerprint is not continued from. A checkpoint is written every `checkpoint_seconds`,
@@ -118,7 +126,7 @@ def fit(
     nevertheless the first bad one. With on_divergence="stop" a NaN or infinite loss raises Diverged; with "record" the
     other runs go on, and the trainee, if it is `Freezable`, is told which runs to leave alone. The check falls on the
     same steps in a resumed job, so what happens to a diverged run between its first bad loss and the check is
-    repeatable too.
+    repeatable too. At the same steps a `Finishing` trainee is asked whether it is done, which ends the loop early.
 
     tracker receives at most about 200 points per loop under "<label>/<metric>": the value for one run; mean, min and
     max over runs that have not diverged for several.
@@ -147,18 +155,22 @@ def fit(
         )
         checkpoints.save(checkpoint, Checkpoint(groups, record), whole_fingerprint)
 
+    def ended() -> bool:
+        asked = done % check_every == 0 and isinstance(trainee, Finishing)
+        return done == steps or (asked and trainee.finished())
+
     if done:
         _log.info("%s: going on from step %d of %d", label, done, steps)
     with _signals() as stop, Progress(steps, label, start=done) as progress:
         written = time.monotonic()
-        while done < steps:
+        while not ended():
             history.add(done, trainee.step(done))
             done += 1
             if done % check_every == 0 or done == steps:
                 watch.check(history, (done - 1) // check_every * check_every, done)
                 progress.update(done, f"loss {history.summary('loss', done - 1, watch.alive):.4g}")
             report.after(done)
-            if done == steps or stop.signal or time.monotonic() - written >= checkpoint_seconds:
+            if ended() or stop.signal or time.monotonic() - written >= checkpoint_seconds:
                 write()
                 written = time.monotonic()
             if stop.signal:
@@ -166,7 +178,7 @@ def fit(
     if stop.signal:
         _log.info("%s: stopped by %s after step %d of %d; run again to go on", label, stop.name, done, steps)
         raise SystemExit(128 + stop.signal)
-    return FitReport(steps, resumed_from, tuple(runs), tuple(watch.first_bad), history.until(steps))
+    return FitReport(done, resumed_from, tuple(runs), tuple(watch.first_bad), history.until(done))
 
 
 def _resume(trainee: Trainee, history: _History, watch: _Watch, path: Path | str, fingerprint: str) -> int:

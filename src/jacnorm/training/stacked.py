@@ -82,50 +82,17 @@ def gradients(losses: Callable[[Stack], torch.Tensor], stack: Mapping[str, torch
     return values.detach(), dict(zip(leaves, found, strict=True))
 
 
-class StackedSGD:
-    """`torch.optim.SGD` for R stacked runs, each with its own learning rate, momentum and weight decay if wanted.
+class _StackedOptimiser:
+    """What optimisers of R stacked runs share: rates of each run, and runs that are left alone."""
 
-    For each run: d = g + weight_decay * p; b = momentum * b + d; p = p - lr * b (nesterov: lr * (d + momentum * b)).
-
-    lr, momentum, weight_decay: one number for all runs, or R numbers (in a list, or a float64 tensor: a float32 one
-    has already rounded 0.1). `lr` may be changed between steps (a schedule). masks: for parameters that are pruned,
-    bool of the stack's shape, True where a weight lives; others are set to zero at once and stay zero, and have no part
-    in momentum. The stack is changed in place.
-    Raises UserError for impossible values, ValueError for shapes that do not fit.
-    """
-
-    def __init__(
-        self,
-        stack: Mapping[str, torch.Tensor],
-        lr: Rate,
-        *,
-        momentum: Rate = 0.0,
-        weight_decay: Rate = 0.0,
-        nesterov: bool = False,
-        masks: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, stack: Mapping[str, torch.Tensor], **rates: Rate) -> None:
         self.stack = dict(stack)
         sizes = {len(tensor) for tensor in self.stack.values()}
         if len(sizes) != 1:
             raise ValueError(f"stacked parameters must agree on the number of runs; they have {sorted(sizes)}")
         self.runs = sizes.pop()
         self._columns: dict[tuple[str, int, torch.dtype, torch.device], torch.Tensor] = {}
-        self._rates = {
-            "lr": self._per_run("lr", lr),
-            "momentum": self._per_run("momentum", momentum),
-            "weight_decay": self._per_run("weight_decay", weight_decay),
-        }
-        if nesterov and not (self._rates["momentum"] > 0).all():
-            raise UserError("nesterov needs a momentum above 0")
-        self._nesterov = nesterov
-        self._pruned: Stack = {}
-        for name, mask in (masks or {}).items():
-            if name not in self.stack or mask.shape != self.stack[name].shape or mask.dtype != torch.bool:
-                raise ValueError(f'mask "{name}" must be bool, with the name and shape of a stacked parameter')
-            self._pruned[name] = ~mask
-            self.stack[name].masked_fill_(self._pruned[name], 0.0)
-        with_momentum, self._decays = (bool(self._rates[name].any()) for name in ("momentum", "weight_decay"))
-        self._buffers = {name: torch.zeros_like(tensor) for name, tensor in self.stack.items() if with_momentum}
+        self._rates = {name: self._per_run(name, value) for name, value in rates.items()}
         self._frozen: torch.Tensor | None = None
 
     @property
@@ -148,6 +115,60 @@ class StackedSGD:
             raise UserError(f"{name} is {value}: it must be a finite number >= 0")
         return values.expand(self.runs).clone()
 
+    def _column(self, rate: str, p: torch.Tensor) -> torch.Tensor:
+        """A rate beside `p`: its dtype and device, shape (R, 1, ..., 1); kept, so that a GPU gets it once."""
+        key = (rate, p.ndim, p.dtype, p.device)
+        if key not in self._columns:
+            self._columns[key] = self._rates[rate].to(p).view(-1, *[1] * (p.ndim - 1))
+        return self._columns[key]
+
+    def freeze(self, runs: torch.Tensor) -> None:
+        """From now on leave the parameters of runs where `runs` (shape (R,), bool) is true as they are."""
+        self._frozen = runs.clone()
+
+    def _moving(self, d: torch.Tensor) -> torch.Tensor:
+        """The update `d` of shape (R, ...) with zeros for frozen runs."""
+        if self._frozen is None:
+            return d
+        # Not by a learning rate of 0, for 0 * NaN is NaN.
+        return d.masked_fill(self._frozen.to(d.device).view(-1, *[1] * (d.ndim - 1)), 0.0)
+
+
+class StackedSGD(_StackedOptimiser):
+    """`torch.optim.SGD` for R stacked runs, each with its own learning rate, momentum and weight decay if wanted.
+
+    For each run: d = g + weight_decay * p; b = momentum * b + d; p = p - lr * b (nesterov: lr * (d + momentum * b)).
+
+    lr, momentum, weight_decay: one number for all runs, or R numbers (in a list, or a float64 tensor: a float32 one
+    has already rounded 0.1). `lr` may be changed between steps (a schedule). masks: for parameters that are pruned,
+    bool of the stack's shape, True where a weight lives; others are set to zero at once and stay zero, and have no part
+    in momentum. The stack is changed in place.
+    Raises UserError for impossible values, ValueError for shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        stack: Mapping[str, torch.Tensor],
+        lr: Rate,
+        *,
+        momentum: Rate = 0.0,
+        weight_decay: Rate = 0.0,
+        nesterov: bool = False,
+        masks: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__(stack, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        if nesterov and not (self._rates["momentum"] > 0).all():
+            raise UserError("nesterov needs a momentum above 0")
+        self._nesterov = nesterov
+        self._pruned: Stack = {}
+        for name, mask in (masks or {}).items():
+            if name not in self.stack or mask.shape != self.stack[name].shape or mask.dtype != torch.bool:
+                raise ValueError(f'mask "{name}" must be bool, with the name and shape of a stacked parameter')
+            self._pruned[name] = ~mask
+            self.stack[name].masked_fill_(self._pruned[name], 0.0)
+        with_momentum, self._decays = (bool(self._rates[name].any()) for name in ("momentum", "weight_decay"))
+        self._buffers = {name: torch.zeros_like(tensor) for name, tensor in self.stack.items() if with_momentum}
+
     @torch.no_grad()
     def step(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Update the stack with gradients of the same names and shapes."""
@@ -161,20 +182,7 @@ class StackedSGD:
                 momentum = self._column("momentum", p)
                 b = self._buffers[name].mul_(momentum).add_(d)
                 d = d + momentum * b if self._nesterov else b
-            if self._frozen is not None:  # not by a learning rate of 0, for 0 * NaN is NaN
-                d = d.masked_fill(self._frozen.to(p.device).view(-1, *[1] * (p.ndim - 1)), 0.0)
-            p.addcmul_(self._column("lr", p), d, value=-1.0)
-
-    def _column(self, rate: str, p: torch.Tensor) -> torch.Tensor:
-        """A rate beside `p`: its dtype and device, shape (R, 1, ..., 1); kept, so that a GPU gets it once."""
-        key = (rate, p.ndim, p.dtype, p.device)
-        if key not in self._columns:
-            self._columns[key] = self._rates[rate].to(p).view(-1, *[1] * (p.ndim - 1))
-        return self._columns[key]
-
-    def freeze(self, diverged: torch.Tensor) -> None:
-        """From now on leave the parameters of runs where `diverged` (shape (R,), bool) is true as they are."""
-        self._frozen = diverged.clone()
+            p.addcmul_(self._column("lr", p), self._moving(d), value=-1.0)
 
     def state(self) -> Stack:
         """What `step` changes besides the stack: momentum buffers by parameter name (empty without momentum)."""
@@ -184,3 +192,53 @@ class StackedSGD:
         """Take over what `state` returned earlier."""
         for name, buffer in self._buffers.items():
             buffer.copy_(state[name])
+
+
+class StackedAdam(_StackedOptimiser):
+    """`torch.optim.Adam` (Kingma and Ba 2015, algorithm 1) for R stacked runs, each with its own learning rate.
+
+    For each run at step t: m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+    p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps). The stack is changed in place.
+
+    lr: one number for all runs, or R numbers; it may be changed between steps. Raises UserError for impossible values,
+    ValueError for shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        stack: Mapping[str, torch.Tensor],
+        lr: Rate,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(stack, lr=lr)
+        if not all(0 <= beta < 1 for beta in betas) or not eps > 0:
+            raise UserError(f"betas are {betas} and eps is {eps}: betas must lie in [0, 1), eps above 0")
+        self._betas, self._eps = betas, eps
+        self._steps = torch.zeros((), dtype=torch.int64)
+        self._first = {name: torch.zeros_like(tensor) for name, tensor in self.stack.items()}
+        self._second = {name: torch.zeros_like(tensor) for name, tensor in self.stack.items()}
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Update the stack with gradients of the same names and shapes."""
+        self._steps += 1
+        (b1, b2), t = self._betas, self._steps.item()
+        for name, p in self.stack.items():
+            g = gradients[name]
+            m = self._first[name].lerp_(g, 1 - b1)
+            v = self._second[name].mul_(b2).addcmul_(g, g, value=1 - b2)
+            d = (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt_() + self._eps)
+            p.addcmul_(self._column("lr", p), self._moving(d), value=-1.0)
+
+    def state(self) -> Stack:
+        """What `step` changes besides the stack: both moments by parameter name, and the number of steps."""
+        moments = {"first": self._first, "second": self._second}
+        named = {f"{moment}/{name}": tensor for moment, each in moments.items() for name, tensor in each.items()}
+        return {"steps": self._steps, **named}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned earlier."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -19,9 +19,9 @@ from tests.studies.stability import tiny
 from jacnorm.files import read_columns
 from jacnorm.settings import flags
 from jacnorm.studies.stability import ensembles, measure, model, stacks
-from jacnorm.studies.stability.snapshots import Snapshot, load, save
 from jacnorm.studies.stability.tables import COLUMNS
 from jacnorm.training import seeds
+from jacnorm.training.snapshots import Snapshot, load, save
 
 torch.set_num_threads(1)
 
@@ -293,10 +293,10 @@ def test_initial_weights_are_measured_at_their_scaling(run):
 
 def test_a_network_that_diverged_is_recorded_as_nan_and_the_others_are_measured_as_before(run, tmp_path, digits):
     snapshots = load(run / "drift.safetensors")
-    last = next(i for i, each in enumerate(snapshots) if each.cell["depth"] == 3 and each.epoch == 2)
+    last = next(i for i, each in enumerate(snapshots) if each.cell["depth"] == 3 and each.cell["epoch"] == 2)
     broken = [weight.clone() for weight in snapshots[last].weights]
     broken[1][0, 0, 0] = math.nan
-    snapshots[last] = Snapshot(snapshots[last].cell, 2, broken)
+    snapshots[last] = Snapshot.of_layers(snapshots[last].cell, broken)
     save(tmp_path / "drift.safetensors", snapshots)
     files = ("--data", digits, "--weights", tmp_path / "drift.safetensors")
     rows = tiny.call("measure", "drift", tiny.DRIFT, tmp_path / "tables", *files)["drift"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from jacnorm.studies.stability import train
 from jacnorm.studies.stability.inputs import load
-from jacnorm.studies.stability.snapshots import load as load_snapshots
+from jacnorm.training.snapshots import load as load_snapshots
 
 torch.set_num_threads(1)
 
@@ -176,7 +176,7 @@ def test_initial_weights_are_kept_once_per_arm_of_one_learning_rate(tmp_path, di
     path = tmp_path / "trainability.safetensors"
     tiny.call("train", "trainability", SETTINGS, tmp_path / "tables", "--data", digits, "--weights", path)
     snapshots = load_snapshots(path)
-    assert [(each.cell["scaling"], each.epoch) for each in snapshots] == [("none", 0), ("frobenius", 0)]
+    assert [(each.cell["scaling"], each.cell["epoch"]) for each in snapshots] == [("none", 0), ("frobenius", 0)]
     for unscaled, rescaled in zip(*(each.weights for each in snapshots), strict=True):
         assert torch.equal(unscaled != 0, rescaled != 0)
 
@@ -185,9 +185,9 @@ def test_drift_keeps_the_asked_epochs_and_ends_where_its_curve_says(tmp_path, di
     path = tmp_path / "drift.safetensors"
     curves = tiny.call("train", "drift", tiny.DRIFT, tmp_path / "tables", "--data", digits, "--weights", path)["curves"]
     snapshots = load_snapshots(path)
-    assert [(each.cell["depth"], each.epoch) for each in snapshots] == [(3, 0), (3, 2), (4, 0), (4, 2)]
+    assert [(each.cell["depth"], each.cell["epoch"]) for each in snapshots] == [(3, 0), (3, 2), (4, 0), (4, 2)]
     test = load(digits, tiny.DRIFT.train_samples)
-    for each in (each for each in snapshots if each.epoch == 2):
+    for each in (each for each in snapshots if each.cell["epoch"] == 2):
         for run, seed in enumerate(tiny.SEEDS):
             hidden = test.test_x.numpy()
             for layer, weight in enumerate(each.weights):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from jacnorm.step import run
-from jacnorm.studies.stability import snapshots as snapshot_files
 from jacnorm.studies.stability import tables as study_tables
 from jacnorm.studies.stability.ensembles import (
     correlated_rows,
@@ -39,6 +38,7 @@ from jacnorm.studies.stability.settings import (
 )
 from jacnorm.studies.stability.stacks import Row, by_seed, gaussian_inputs, generators, stacks
 from jacnorm.studies.stability.weights import gaussian_weights
+from jacnorm.training import snapshots as snapshot_files
 from jacnorm.training.job import Job, job
 
 
@@ -187,7 +187,7 @@ def _snapshot_rows(
         stack = this.put(snapshot.weights)
         x = inputs[snapshot.cell["data_set"]]
         depth = len(stack)
-        columns: dict[str, Any] = {**snapshot.cell, "epoch": snapshot.epoch}
+        columns: dict[str, Any] = dict(snapshot.cell)
         finite = torch.stack([weight.isfinite().all((1, 2)) for weight in stack]).all(0)  # (R,)
         stack = [torch.where(finite[:, None, None], weight, 0.0) for weight in stack]
         columns["log_norm"] = log_norms(stack, x, "relu", [depth])[depth].norm.mean(1)

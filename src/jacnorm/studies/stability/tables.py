@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jacnorm.files import Column, write_table
+from jacnorm.files import Column
 from jacnorm.settings import SeededSettings
+from jacnorm.training.results import write_rows
 from jacnorm.training.tracking import Tracker
 
 _SEED = Column("random seed of the network")
@@ -151,14 +151,5 @@ COLUMNS: dict[str, dict[str, Column]] = {
 def write(
     folder: Path, name: str, settings: SeededSettings, rows: Iterable[Mapping[str, Any]], tracker: Tracker
 ) -> None:
-    """Write `rows` of table `name` as ``<folder>/<name>-s<first seed>-<last seed>.parquet``.
-
-    The tracked run gets the number of rows and the mean of the finite values of each measured column.
-    """
-    import pandas as pd
-
-    block = f"s{min(settings.seeds)}-{max(settings.seeds)}"
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS[name]))
-    write_table(folder / f"{name}-{block}.parquet", table, COLUMNS[name])
-    means = table.select_dtypes("float").replace([math.inf, -math.inf], math.nan).mean()
-    tracker.summary({f"{name}/rows": len(table), **{f"{name}/{column}": mean for column, mean in means.items()}})
+    """Write `rows` as table `name` for the settings' block of seeds; see `jacnorm.training.results.write_rows`."""
+    write_rows(folder, name, COLUMNS[name], settings, rows, tracker)

@@ -18,17 +18,17 @@ from jacnorm.code_version import code_version
 from jacnorm.data.read import split
 from jacnorm.nets.mlp import accuracy, cross_entropy, init_gaussian, logits
 from jacnorm.step import run
-from jacnorm.studies.stability import snapshots as snapshot_files
 from jacnorm.studies.stability import tables as study_tables
 from jacnorm.studies.stability.inputs import STUDY, Inputs, load
 from jacnorm.studies.stability.pruning import prune, rescale
 from jacnorm.studies.stability.settings import Device, DriftSettings, TrainabilitySettings, TrainingSettings
-from jacnorm.studies.stability.snapshots import Snapshot
+from jacnorm.training import snapshots as snapshot_files
 from jacnorm.training.batches import batch_indices, steps_per_epoch
 from jacnorm.training.checkpoint import fingerprint
 from jacnorm.training.job import Job, job
 from jacnorm.training.loop import FitReport, RunId, discard, fit
 from jacnorm.training.seeds import generator
+from jacnorm.training.snapshots import Snapshot
 from jacnorm.training.stacked import StackedSGD
 
 EVALUATION_BATCH = 2048
@@ -54,7 +54,8 @@ def trainability(
         checkpoints: list[Path] = []
         for inputs, depth in _stacks(settings, data):
             arms = list(_pruned_arms(settings, inputs, depth))
-            kept += [Snapshot(a.cell, 0, a.weights) for a in arms if a.learning_rate == settings.learning_rates[0]]
+            first = [arm for arm in arms if arm.learning_rate == settings.learning_rates[0]]
+            kept += [Snapshot.of_layers({**arm.cell, "epoch": 0}, arm.weights) for arm in first]
             fitted, held = split(
                 len(inputs.train_y), settings.validation_fraction, generator(STUDY, inputs.name, 0, "validation")
             )
@@ -93,7 +94,7 @@ def drift(settings: DriftSettings, tables: Path, data: list[Path], weights: Path
             arm = Arm(cell, _initial(settings, inputs, depth), None, settings.learning_rate)
             checkpoints.append(_checkpoint(weights, inputs, depth))
             report, stack = _train(settings, [arm], inputs, torch.arange(len(inputs.train_y)), checkpoints[-1], this)
-            kept += [Snapshot(cell, epoch, layers) for epoch, layers in sorted(stack.kept.items())]
+            kept += [Snapshot.of_layers({**cell, "epoch": epoch}, each) for epoch, each in sorted(stack.kept.items())]
             by_epoch = {
                 name: values.double().unflatten(0, (settings.epochs, stack.steps_per_epoch))
                 for name, values in report.history.items()
