@@ -120,6 +120,23 @@ def test_options_are_quoted_for_the_shell():
     assert shlex.split(flags(Named())) == ["--name", "a b; c"]
 
 
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("default", [True, False])
+def test_switches_are_said_in_either_case(value, default):
+    class Switched(Settings):
+        both_ways: bool = setting(default, "a switch")
+
+    received = []
+
+    def command(settings) -> None:
+        received.append(settings)
+
+    command.__annotations__["settings"] = Switched
+
+    run({"command": command, "other": lambda: None}, ["command", *shlex.split(flags(Switched(both_ways=value)))])
+    assert received == [Switched(both_ways=value)]
+
+
 # --- blocks of seeds -------------------------------------------------------------------------------------------------
 
 SEEDS = st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True)

@@ -118,7 +118,11 @@ def flags(settings: Settings, *, omit: tuple[str, ...] = ("seeds_per_job",)) -> 
         if name in omit:
             continue
         value = getattr(settings, name)
-        words.append("--" + name.replace("_", "-"))
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+            continue
+        words.append(f"--{option}")
         words.extend(shlex.quote(str(item)) for item in (value if isinstance(value, list) else [value]))
     return " ".join(words)
 

@@ -203,7 +203,8 @@ def _claim_view(
         criteria.append(
             CriterionView(criterion, [(quantity, draw(criterion, quantity, axis)) for quantity in quantities])
         )
-    evidence = [path for table in verdict.claim.evidence_tables for path in files.get(table, [])]
+    named = (*verdict.claim.evidence_tables, *verdict.claim.optional_tables)
+    evidence = [path for table in named for path in files.get(table, [])]
     return ClaimView(
         anchor=f"{study.study}-{verdict.claim.id}",
         verdict=verdict,

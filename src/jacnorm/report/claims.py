@@ -139,12 +139,15 @@ class Claim(Record):
     evidence_tables: tuple[Text, ...] = Field(
         min_length=1, strict=False, description="Tables that the verdict is computed from."
     )
+    optional_tables: tuple[Text, ...] = Field(
+        (), strict=False, description="Further tables that only some scales make; evidence where they exist."
+    )
     note: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Claim:
         _refuse_repeats("criterion id", (criterion.id for criterion in self.criteria))
-        _refuse_repeats("evidence table", self.evidence_tables)
+        _refuse_repeats("evidence table", (*self.evidence_tables, *self.optional_tables))
         if not any(criterion.decides for criterion in self.criteria):
             raise ValueError("at least one criterion must decide (decides: true)")
         return self

@@ -40,7 +40,8 @@ def draw(
 ) -> None:
     """Draw each figure of `captions` with the function of its name and write SVG, PNG and ``captions.json`` to `out`.
 
-    The figures also go to a tracked run of job type `plot`.
+    A caption written there names those of its tables that were made at this scale. The figures also go to a tracked
+    run of job type `plot`.
     Raises ValueError if `figures` and `captions` name different figures.
     """
     from jacnorm.report.plotting import save, style
@@ -53,4 +54,6 @@ def draw(
         for name in described:
             save(figures[name](content), out, name)
             tracker.figure(name, out / f"{name}.png")
-    write_captions(out / "captions.json", described)
+    made = {name: [table for table in caption.tables if table in content] for name, caption in described.items()}
+    written = {name: caption.model_copy(update={"tables": made[name]}) for name, caption in described.items()}
+    write_captions(out / "captions.json", written)
