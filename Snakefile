@@ -11,6 +11,8 @@ min_version("9.18")
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/stability.smk"
+include: "workflow/rules/lipschitz.smk"
+include: "workflow/rules/studies.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -10,12 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from jacnorm.config import study_names
+
 ROOT = Path(__file__).parents[2]
 TINY = "tiny.yaml"
 # Every job's shell command ends with its log, which names step, experiment and seed block.
 _JOB = re.compile(r"> \S+/logs/(\S+)\.log 2>&1$", re.MULTILINE)
 _TOTAL = re.compile(r"^total +(\d+)$", re.MULTILINE)
-_TARGETS = re.compile(r"^(?:all|stability) +1$", re.MULTILINE)
+_TARGETS = re.compile(rf"^(?:all|{'|'.join(study_names())}) +1$", re.MULTILINE)
 _VARIABLES = ("JACNORM_", "SNAKEMAKE_", "WANDB_")
 
 

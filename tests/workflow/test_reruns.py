@@ -60,7 +60,8 @@ def test_comments_docstrings_layout_and_times_rerun_nothing(project):
     for name in ("claims.yaml", "captions.yaml", "departures.yaml"):
         project.append(f"src/jacnorm/studies/stability/{name}", "# a remark\n")
     project.append("configs/smoke.yaml", "# a remark\n")
-    project.append("workflow/rules/stability.smk", "# a remark\n")
+    for name in ("stability", "studies"):
+        project.append(f"workflow/rules/{name}.smk", "# a remark\n")
     for path in project.folder.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path)
@@ -71,7 +72,6 @@ def test_where_and_how_a_run_happens_reruns_nothing(project):
     def change(content):
         content["mirror"] = "elsewhere"
         content["wandb"] = "offline"
-        content["only"] = ["stability"]
         content["jobs"] = {"train": {"mem_mb": 4000, "runtime": 60}, "measure": {"gpu": 1}, "plot": {"mem_mb": 900}}
 
     overlay(project, change)
@@ -98,6 +98,7 @@ CODE = {
     "report/plotting.py": PLOT | REPORT,
     "report/build.py": REPORT,
     "report/terminal.py": set(),
+    "studies/lipschitz/tables.py": set(),
 }
 
 

@@ -32,7 +32,10 @@ if CONFIG.machine.mirror:
     os.environ["JACNORM_MIRROR"] = str(Path(CONFIG.machine.mirror).absolute())
 
 
-# What each study is to leave behind; its rule file adds to this.
+# By study: step ("train", "measure") -> experiment -> tables that the job fills. Each study's rule file adds its own,
+# and studies.smk makes the rules.
+STUDIES = {}
+# What each study is to leave behind.
 TARGETS = {}
 
 
@@ -50,6 +53,49 @@ def blocks(study, experiment, pattern):
     """`pattern` once for every block of seeds of an experiment."""
     names = getattr(CONFIG.studies[study], experiment).block_names()
     return [pattern.replace("{block}", name) for name in names]
+
+
+def tables(study, step, experiment):
+    """Files that a job of the step fills, with the block of seeds as a wildcard."""
+    return [
+        f"{RESULTS}/{study}/tables/{name}-{{block}}.parquet"
+        for name in STUDIES[study][step][experiment]
+    ]
+
+
+def all_tables(study):
+    """Every table of a study, block by block."""
+    return [
+        file
+        for step, experiments in STUDIES[study].items()
+        for experiment in experiments
+        for pattern in tables(study, step, experiment)
+        for file in blocks(study, experiment, pattern)
+    ]
+
+
+def data_of(study, experiment):
+    """Prepared data sets that an experiment's settings name, in their order."""
+    settings = getattr(CONFIG.studies[study], experiment)
+    names = getattr(settings, "data_sets", [getattr(settings, "data_set", None)])
+    return [f"{RESULTS}/data/{name}.safetensors" for name in names if name]
+
+
+def inputs_of(study, experiment):
+    """What a measuring job reads: the data sets and, if the experiment trains, the weights."""
+    found = {"data": data_of(study, experiment)} if data_of(study, experiment) else {}
+    if experiment in STUDIES[study].get("train", {}):
+        found["weights"] = f"{RESULTS}/{study}/train/{experiment}-{{block}}.safetensors"
+    return found
+
+
+def all_data(study):
+    """Every data set that a job of the study reads."""
+    experiments = {name for step in STUDIES[study].values() for name in step}
+    planned = (
+        name for name in experiments if getattr(CONFIG.studies[study], name).seeds
+    )
+    return sorted({file for name in planned for file in data_of(study, name)})
 
 
 def needs(step):
