@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jacnorm.data.read import balanced
+from jacnorm.errors import UserError
 from jacnorm.nets.mlp import Activation, activate, curvature, forward
 from jacnorm.studies.lipschitz import tables as study_tables
 from jacnorm.studies.lipschitz.augmented import (
@@ -63,9 +64,11 @@ _log = logging.getLogger(__name__)
 def depth(settings: DepthSettings, tables: Path, data: Path, weights: Path, device: Device = "auto") -> None:
     """Leading terms before and after training; the theorems and the augmented loss after it."""
     with job(STUDY, "measure", "depth", settings, device) as this:
-        samples = _samples(load(data, settings.train_samples), settings, this)
+        inputs = load(data, settings.train_samples)
+        samples = _samples(inputs, settings, this)
         rows: dict[str, list[Row]] = {name: [] for name in ("leading", "layers", "theorem", "augmented")}
         for snapshot in snapshot_files.load(weights):
+            _check_fit(weights, snapshot, inputs, settings)
             networks = _networks(snapshot, settings, this)
             measured = _measure(networks, samples)
             rows["leading"] += _leading_rows(networks, measured)
@@ -138,6 +141,19 @@ def _samples(inputs: Inputs, settings: DepthSettings, this: Job) -> Samples:
         bounded = balanced(inputs.train_y, settings.theorem_samples, inputs.classes, chosen)
     bounded = bounded.to(train_y.device)
     return Samples(train_x, train_y, train_x[bounded], train_y[bounded], test_x, test_y[:EVALUATED])
+
+
+def _check_fit(path: Path, snapshot: Snapshot, inputs: Inputs, settings: DepthSettings) -> None:
+    """Raise UserError if the weights belong to other seeds or another data set."""
+    kept, asked = len(snapshot.weights[0]), len(settings.seeds)
+    if kept != asked:
+        raise UserError(
+            f"{path} holds {kept} networks of each kind, but {asked} seeds are given; give those it was trained with"
+        )
+    if snapshot.cell["data_set"] != inputs.name:
+        raise UserError(
+            f"{path} holds networks trained on {snapshot.cell['data_set']}, but the data are {inputs.name}; give those"
+        )
 
 
 def _networks(snapshot: Snapshot, settings: DepthSettings, this: Job) -> Networks:
@@ -215,7 +231,10 @@ class Theorem:
 
 @torch.no_grad()
 def _theorem(networks: Networks, measured: Measured, samples: Samples) -> Theorem:
-    """Interlayer norms over some of the training samples; the margin is that of all."""
+    """Interlayer norms over some of the training samples; the margin is that of all.
+
+    The theorems are stated without biases; where they were trained, the same formulas are evaluated.
+    """
     sweep = networks.sweep(samples.bounded_x)
     sigma = largest_norms(sweep)
     nodes = node_norms(sweep).amax(1)  # (R, n)
@@ -231,8 +250,8 @@ def _warn_of_infinite_bounds(networks: Networks, margin: Tensor) -> None:
     seeds = [seed for seed, bad in zip(networks.seeds, (margin <= 0).tolist(), strict=True) if bad]
     if seeds:
         _log.info(
-            "%s: seed %s has a training margin that is not positive, so its bounds are "
-            "infinite; raise max_epochs, or take fewer training samples",
+            "%s: the smallest training margin of seed %s is not positive, so the bounds are infinite there; raise "
+            "max_epochs, or take fewer training samples",
             _name(networks),
             ", ".join(map(str, seeds)),
         )
