@@ -157,12 +157,12 @@ def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors and a flat string dictionary as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    # Not save_file: it writes through a temporary file of its own, which a killed job would leave for good.
+    content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, dict(metadata or {}))
     with atomic(path) as temporary:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {})
-        )
+        temporary.write_bytes(content)
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
