@@ -12,6 +12,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/stability.smk"
 include: "workflow/rules/lipschitz.smk"
+include: "workflow/rules/sharpening.smk"
 include: "workflow/rules/studies.smk"
 include: "workflow/rules/report.smk"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jacnorm.config import Machine, load, reference, study_names, study_settings
+from jacnorm.config import Machine, data_sets, load, reference, study_names, study_settings
 from jacnorm.errors import UserError
 from jacnorm.studies.stability.settings import StudySettings
 
@@ -107,6 +107,23 @@ def test_only_selects_studies(folder):
     assert load(folder).selected == study_names()
     assert load(folder, {"only": ["stability"]}).selected == ["stability"]
     assert load(folder, {"only": []}).selected == []
+
+
+def test_data_sets_are_those_that_selected_studies_name_and_read(folder):
+    mine = {
+        "only": ["stability", "lipschitz"],
+        "studies": {
+            "stability": {"scores": {"data_set": "mnist"}, "drift": {"data_sets": ["mnist", "digits"]}},
+            "lipschitz": {"table": {"seeds": [], "data_set": "cifar10"}},
+        },
+    }
+    found = load(folder, mine)
+    assert data_sets(found.studies["stability"].depth) == []
+    assert data_sets(found.studies["stability"].scores) == ["mnist"]
+    assert data_sets(found.studies["stability"].drift) == ["mnist", "digits"]
+    assert found.data_sets == {"digits", "mnist"}
+    assert load(folder, mine | {"only": ["lipschitz"]}).data_sets == {"digits"}
+    assert load(folder, {"only": []}).data_sets == set()
 
 
 def mistake(folder: Path, overlay: dict) -> str:

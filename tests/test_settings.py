@@ -279,3 +279,46 @@ def test_every_setting_of_the_study_says_what_it_means():
     rows = list(table(StudySettings()))
     assert len(rows) > 50
     assert all(row["description"] for row in rows)
+
+
+# --- what may be shown -----------------------------------------------------------------------------------------------
+
+
+class Probe(Settings):
+    model: str | None = setting(None, "what to probe", private=True)
+    note: str = setting("/as/it/is", "not private")
+
+
+class Probes(Settings):
+    probe: Probe = setting(Probe(), "a part")
+    sizes: list[int] = setting([1, 2], "sizes")
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        (None, None),
+        ("owner/model", "owner/model"),
+        ("there/model", "model"),
+        ("there/model/", "model"),
+        ("there", "there"),
+        ("./there/model", "model"),
+        ("../someone/model", "model"),
+        ("/home/someone/model", "model"),
+        ("/home/someone/model/", "model"),
+        ("~/model", "model"),
+        ("~someone/model", "model"),
+    ],
+)
+def test_of_a_private_path_only_the_last_part_is_shown(tmp_path, monkeypatch, model, shown):
+    (tmp_path / "there" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    settings = Probes(probe=Probe(model=model))
+    assert settings.public() == {"probe": {"model": shown, "note": "/as/it/is"}, "sizes": [1, 2]}
+    assert [row["value"] for row in table(settings)] == [str(shown), "/as/it/is", "1, 2"]
+    assert Probes.model_validate(settings.public()).public() == settings.public()
+    assert settings.probe.model == model  # the step still finds it
+
+
+def test_settings_without_private_values_are_shown_as_they_are():
+    assert StudySettings().public() == StudySettings().model_dump()

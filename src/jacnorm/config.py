@@ -47,7 +47,10 @@ class Machine(Settings):
         "auto", "where training and measuring run; auto takes a GPU if there is one"
     )
     mirror: str | None = setting(
-        None, "folder in the Hugging Face hub's layout to read data sets from instead of the network"
+        None, "folder in the Hugging Face hub's layout to read data sets from instead of the network", private=True
+    )
+    text_path: str | None = setting(
+        None, "UTF-8 text file of your own, for settings that name the data set text", private=True
     )
     wandb: Literal["offline", "online", "disabled"] = setting("offline", "Weights & Biases mode")
     jobs: Jobs = setting(Jobs(), "resources by step")
@@ -65,6 +68,19 @@ class Configuration:
     def selected(self) -> list[str]:
         """Studies to run and report."""
         return [study for study in self.studies if self.machine.only is None or study in self.machine.only]
+
+    @property
+    def data_sets(self) -> set[str]:
+        """Names of the data sets that the selected studies read."""
+        parts = [self.studies[study] for study in self.selected]
+        experiments = (getattr(part, name) for part in parts for name in type(part).model_fields)
+        return {name for settings in experiments if settings.seeds for name in data_sets(settings)}
+
+
+def data_sets(settings: Settings) -> list[str]:
+    """Names of the data sets that an experiment reads, in their order."""
+    names = getattr(settings, "data_sets", [getattr(settings, "data_set", None)])
+    return [name for name in names if name]
 
 
 @cache

@@ -7,6 +7,7 @@ gives the defaults (the `smoke` scale) and fills the settings table of the repor
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterator
 from typing import Annotated, Any, Self, get_args, get_origin
@@ -55,14 +56,44 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise UserError(explain(error, cls, f'configuration key "{path}{"." * bool(path)}')) from None
 
+    def public(self) -> dict[str, Any]:
+        """The values by name, as `model_dump`, for results and tracked runs: of a private path only its last part."""
+        parts = {name: getattr(self, name) for name in type(self).model_fields}
+        return self.model_dump() | {
+            name: value.public() if isinstance(value, Settings) else _without_folders(value)
+            for name, value in parts.items()
+            if isinstance(value, Settings) or (isinstance(value, str) and _extra(type(self), name).get("private"))
+        }
+
 
 _PART = "part of a configuration"
 
 
-def setting(default: Any, description: str, *, unit: str = "", **limits: Any) -> Any:
-    """Declare a field: its default at `smoke`, what it means, its unit and its limits (`ge`, `lt`, ...)."""
+def setting(default: Any, description: str, *, unit: str = "", private: bool = False, **limits: Any) -> Any:
+    """Declare a field: its default at `smoke`, what it means, its unit and its limits (`ge`, `lt`, ...).
+
+    A private value may be a path of the user's, which is not written into results.
+    """
     with_unit = f"{description} [{unit}]" if unit else description
-    return Field(default, description=with_unit, json_schema_extra={"unit": unit, "meaning": description}, **limits)
+    extra = {"unit": unit, "meaning": description, "private": private}
+    return Field(default, description=with_unit, json_schema_extra=extra, **limits)
+
+
+def _without_folders(text: str) -> str:
+    """The last part of a path; text that is none, such as an id on a hub, as it is.
+
+    A path is absolute, begins with ``~`` or ``.``, or exists.
+    """
+    path = os.path.expanduser(text)
+    if text.startswith(("~", ".")) or os.path.isabs(path) or os.path.exists(path):
+        return os.path.basename(os.path.abspath(path))
+    return text
+
+
+def _extra(kind: type[Settings], name: str) -> dict[str, Any]:
+    """What `setting` noted about a field."""
+    extra = kind.model_fields[name].json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 def _distinct(values: list) -> list:
@@ -128,13 +159,14 @@ def flags(settings: Settings, *, omit: tuple[str, ...] = ("seeds_per_job",)) -> 
 
 
 def table(settings: Settings, prefix: str = "") -> Iterator[dict[str, str]]:
-    """Rows (key, value, unit, description) of the settings table, nested settings flattened with dots."""
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            yield from table(value, f"{prefix}{name}.")
+    """Rows (key, value, unit, description) of the settings table: public values, nested ones flattened with dots."""
+    public = settings.public()
+    for name in type(settings).model_fields:
+        part, value = getattr(settings, name), public[name]
+        if isinstance(part, Settings):
+            yield from table(part, f"{prefix}{name}.")
         else:
-            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            extra = _extra(type(settings), name)
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield {
                 "key": f"{prefix}{name}",

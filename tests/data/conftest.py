@@ -1,4 +1,4 @@
-"""The mirror that the environment names serves only the tests that ask for it."""
+"""The mirror that the environment names serves only the tests that ask for it, a text of the user's none."""
 
 import os
 from pathlib import Path
@@ -11,6 +11,7 @@ _MIRROR = os.environ.get("JACNORM_MIRROR")
 @pytest.fixture(autouse=True)
 def _no_mirror(monkeypatch):
     monkeypatch.delenv("JACNORM_MIRROR", raising=False)
+    monkeypatch.delenv("JACNORM_TEXT", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UserError) as caught:
         find("imagenet")
     assert str(caught.value) == (
-        'data set "imagenet" is unknown; choose one of digits, photos, mnist, fashion_mnist, cifar10, cifar100'
+        'data set "imagenet" is unknown; choose one of digits, photos, mnist, fashion_mnist, cifar10, cifar100, '
+        "python_docs, tinyshakespeare, text"
     )
 
 

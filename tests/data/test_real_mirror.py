@@ -1,11 +1,11 @@
-"""The real MNIST and CIFAR-10, where JACNORM_MIRROR names a folder that holds them."""
+"""The real MNIST, CIFAR-10 and tiny Shakespeare, where JACNORM_MIRROR names a folder that holds them."""
 
 import numpy as np
 import pytest
 import torch
 
 from jacnorm.data.prepare import prepare
-from jacnorm.data.read import Prepared, read
+from jacnorm.data.read import Prepared, read, read_text
 
 
 @pytest.fixture(scope="module", params=["mnist", "cifar10"])
@@ -38,3 +38,12 @@ def test_pixels_are_plausible(prepared):
     mean = prepared.train.x.numpy().mean((0, 2, 3)) / 255
     known = {"mnist": [0.1307], "cifar10": [0.4914, 0.4822, 0.4465]}[prepared.name]
     np.testing.assert_allclose(mean, known, atol=5e-4)
+
+
+def test_tiny_shakespeare(real_mirror, tmp_path):
+    """`prepare` compared its digest; that it is cut where it is known to be cut is seen without one."""
+    prepare("tinyshakespeare", tmp_path / "out.safetensors", real_mirror)
+    prepared = read_text(tmp_path / "out.safetensors")
+    assert (prepared.label, prepared.source) == ("tiny Shakespeare", "mirror")
+    assert (len(prepared.text), prepared.text.count("\n")) == (1_115_394, 40_000)
+    assert prepared.text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")

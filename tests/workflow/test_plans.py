@@ -15,10 +15,17 @@ RULES = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk")
 EXPERIMENTS = {
     "stability": {"depth", "theorem", "conditions", "scores", "trainability", "drift"},
     "lipschitz": {"depth", "residual", "paired", "table"},
+    "sharpening": {"descent", "images", "regularisers", "scaling"},
 }
-TRAINED = {"stability": {"trainability", "drift"}, "lipschitz": {"depth", "residual", "paired", "table"}}
-NOT_AT_SMOKE = {"lipschitz": {"table"}}
-JOBS_AT_SMOKE = {"stability": 11, "lipschitz": 9}  # one of them prepares the data that studies share
+TRAINED = {
+    "stability": {"trainability", "drift"},
+    "lipschitz": {"depth", "residual", "paired", "table"},
+    "sharpening": {"descent", "images", "regularisers", "scaling"},
+}
+NOT_AT_SMOKE = {"lipschitz": {"table"}, "sharpening": {"images"}}
+JOBS_AT_SMOKE = {"stability": 11, "lipschitz": 9, "sharpening": 9}  # one of them prepares the data that studies share
+
+DATA_SETS = {"digits", "mnist", "cifar10", "cifar100"}
 
 
 def experiments_of(jobs: set[str], study: str, step: str) -> set[str]:
@@ -34,7 +41,7 @@ def test_every_scale_plans_without_any_data(fresh: Project, scale):
         assert experiments_of(jobs, study, "measure") == experiments - left_out
         assert experiments_of(jobs, study, "train") == TRAINED[study] - left_out
         assert {f"{study}/plot", f"{study}/judge", "report"} < jobs
-    assert {job for job in jobs if job.startswith("data/")} <= {"data/digits", "data/mnist", "data/cifar10"}
+    assert {job for job in jobs if job.startswith("data/")} <= {f"data/{name}" for name in DATA_SETS}
 
 
 def test_every_study_is_planned():

@@ -6,14 +6,29 @@ from hashlib import sha256
 from pathlib import Path
 
 from jacnorm.code_version import code_version
-from jacnorm.config import load
+from jacnorm.config import data_sets, load
+from jacnorm.data import texts
+from jacnorm.data.catalogue import find
 from jacnorm.errors import UserError
 from jacnorm.files import read_yaml
 from jacnorm.report.claims import claims_digest
 from jacnorm.settings import flags
 
+
+def own_text():
+    """Digest of the user's text if one is given or needed: that it moved is no reason to run a job, what it says is."""
+    if not (texts.given() or "text" in CONFIG.data_sets):
+        return ""
+    return texts.load(find("text")).digest
+
+
 try:
     CONFIG = load(Path(workflow.basedir) / "configs", config)
+    if CONFIG.machine.text_path:
+        os.environ[texts.VARIABLE] = str(
+            Path(CONFIG.machine.text_path).expanduser().absolute()
+        )
+    TEXT = own_text()
 except UserError as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(2)
@@ -29,7 +44,9 @@ os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPEN
 os.environ["JACNORM_WANDB_MODE"] = CONFIG.machine.wandb
 os.environ["JACNORM_WANDB_DIR"] = str(Path(f"{RESULTS}/wandb").absolute())
 if CONFIG.machine.mirror:
-    os.environ["JACNORM_MIRROR"] = str(Path(CONFIG.machine.mirror).absolute())
+    os.environ["JACNORM_MIRROR"] = str(
+        Path(CONFIG.machine.mirror).expanduser().absolute()
+    )
 
 
 # By study: step ("train", "measure") -> experiment -> tables that the job fills. Each study's rule file adds its own,
@@ -76,9 +93,8 @@ def all_tables(study):
 
 def data_of(study, experiment):
     """Prepared data sets that an experiment's settings name, in their order."""
-    settings = getattr(CONFIG.studies[study], experiment)
-    names = getattr(settings, "data_sets", [getattr(settings, "data_set", None)])
-    return [f"{RESULTS}/data/{name}.safetensors" for name in names if name]
+    names = data_sets(getattr(CONFIG.studies[study], experiment))
+    return [f"{RESULTS}/data/{name}.safetensors" for name in names]
 
 
 def inputs_of(study, experiment):

@@ -12,6 +12,7 @@ rule data:
         **needs("data"),
     params:
         code=code_version("jacnorm.data.prepare"),
+        text=lambda wildcards: TEXT if wildcards.name == "text" else "",
     message:
         "Preparing the data set {wildcards.name}"
     shell:

@@ -119,7 +119,7 @@ for study, steps in STUDIES.items():
             claims=claims(study),
             departures=departures(study),
             scale=SCALE,
-            settings=canonical(CONFIG.studies[study].model_dump()),
+            settings=canonical(CONFIG.studies[study].public()),
         message:
             f"{study}: judging the claims"
         shell:

@@ -1,7 +1,7 @@
 """The named data sets: where each comes from, what it must look like, and what to call it. Cheap to import.
 
-To add a data set, add one entry to `CATALOGUE` (and its name to `Name`); images in Parquet on the Hugging Face hub need
-nothing else, and an embedded set needs one function in `jacnorm.data.embedded`.
+To add a data set, add one entry to `CATALOGUE` (and its name to `Name`); images in Parquet on the Hugging Face hub and
+texts in a mirror need nothing else, an embedded set needs one function in `jacnorm.data.embedded` or `texts`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Literal
 
 from jacnorm.errors import UserError
 
-Name = Literal["digits", "photos", "mnist", "fashion_mnist", "cifar10", "cifar100"]
+Name = Literal[
+    "digits", "photos", "mnist", "fashion_mnist", "cifar10", "cifar100", "python_docs", "tinyshakespeare", "text"
+]
 SPLITS = ("train", "test")
 
 
@@ -35,7 +37,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One named data set."""
+    """One named data set of images."""
 
     name: str
     label: str
@@ -57,6 +59,22 @@ class Dataset:
     """MD5 of the original uncompressed IDX files, by array (``train_x``, ...), for sets published in that format."""
     sha256: str | None = None
     """Content digest (`jacnorm.data.digests.content_digest`) that the arrays of an embedded set must have."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One named text."""
+
+    name: str
+    label: str
+    """What to call it in reports."""
+    licence: str
+    file: str | None = None
+    """Where it lies below a local mirror; None: it ships with Python, or is the user's own."""
+    origin: str = ""
+    """Where to copy that file from."""
+    sha256: str | None = None
+    """SHA-256 that the text of that file must have, in UTF-8 with line ends as ``\\n``."""
 
 
 _TEN = tuple("0123456789")
@@ -163,12 +181,33 @@ _CIFAR100 = Dataset(
     hub=Hub("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
 )
 
-CATALOGUE: dict[str, Dataset] = {
-    dataset.name: dataset for dataset in (_DIGITS, _PHOTOS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100)
+_PYTHON_DOCS = Text(
+    name="python_docs",
+    label="Python {version} documentation",
+    licence="PSF-2.0 (Python Software Foundation)",
+)
+
+_TINY_SHAKESPEARE = Text(
+    name="tinyshakespeare",
+    label="tiny Shakespeare",
+    licence="public domain (Shakespeare; 40,000 lines chosen by Karpathy 2015)",
+    file="tinyshakespeare/input.txt",
+    origin="data/tinyshakespeare in karpathy/char-rnn on GitHub",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+
+_OWN_TEXT = Text(name="text", label="user's text", licence="known to the user")
+
+CATALOGUE: dict[str, Dataset | Text] = {
+    entry.name: entry
+    for entry in (
+        *(_DIGITS, _PHOTOS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100),
+        *(_PYTHON_DOCS, _TINY_SHAKESPEARE, _OWN_TEXT),
+    )
 }
 
 
-def find(name: str) -> Dataset:
+def find(name: str) -> Dataset | Text:
     """Look a data set up by name. Raises UserError, which lists the known names."""
     try:
         return CATALOGUE[name]

@@ -2,15 +2,16 @@
 
 ``python -m jacnorm.data.prepare --name digits --out digits.safetensors``
 
-The file holds train_x, test_x (N, channels, height, width) uint8 and train_y, test_y (N,) int64, and says what they
-are: label, digest, licence, classes, split and kind of source (never a path). The same data and source give the same
-bytes. Read it with `jacnorm.data.read`.
+The file holds train_x, test_x (N, channels, height, width) uint8 and train_y, test_y (N,) int64, or the bytes of a
+text, text (n,) uint8 in UTF-8. It says what they are: label, digest, licence, kind of source (never a path), for images
+also classes and split. The same data and source give the same bytes. Read it with `jacnorm.data.read`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jacnorm import step
 from jacnorm.data import catalogue
@@ -18,37 +19,62 @@ from jacnorm.data.stored import pack
 from jacnorm.files import save_tensors
 from jacnorm.settings import Settings, setting
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class PrepareSettings(Settings):
     """Which data set to store, and where to find it."""
 
     name: catalogue.Name = setting(..., "name of the data set")
     mirror: str | None = setting(
-        None, "folder in the Hugging Face hub's layout to read from instead of the network (default: JACNORM_MIRROR)"
+        None,
+        "folder in the Hugging Face hub's layout to read from instead of the network (default: JACNORM_MIRROR)",
+        private=True,
+    )
+    text_path: str | None = setting(
+        None, "UTF-8 text file that is the data set text (default: JACNORM_TEXT)", private=True
     )
 
 
-def prepare(name: str, out: Path | str, mirror: Path | str | None = None) -> None:
+def prepare(name: str, out: Path | str, mirror: Path | str | None = None, text_path: Path | str | None = None) -> None:
     """Write the data set `name` to `out`, atomically. Raises UserError if it is unknown, missing or damaged."""
+    entry = catalogue.find(name)
+    if isinstance(entry, catalogue.Text):
+        tensors, about = _text(entry, mirror, text_path)
+    else:
+        tensors, about = _images(entry, mirror)
+    save_tensors(out, tensors, pack({"name": entry.name, "licence": entry.licence, **about}))
+
+
+def _images(entry: catalogue.Dataset, mirror: Path | str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import torch
 
     from jacnorm.data.sources import load
 
-    loaded = load(catalogue.find(name), mirror)
-    dataset = loaded.dataset
+    loaded = load(entry, mirror)
     about = {
-        "name": dataset.name,
         "label": loaded.label,
         "digest": loaded.digest,
         "source": loaded.source,
         "revision": loaded.revision,
-        "licence": dataset.licence,
-        "classes": dataset.classes,
-        "split": dataset.split,
-        "pixel_max": dataset.pixel_max,
+        "classes": entry.classes,
+        "split": entry.split,
+        "pixel_max": entry.pixel_max,
     }
-    tensors = {key: torch.from_numpy(array) for key, array in loaded.arrays.items()}
-    save_tensors(out, tensors, pack(about))
+    return {key: torch.from_numpy(array) for key, array in loaded.arrays.items()}, about
+
+
+def _text(
+    entry: catalogue.Text, mirror: Path | str | None, text_path: Path | str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    import torch
+
+    from jacnorm.data.texts import load
+
+    loaded = load(entry, mirror, text_path)
+    about = {"label": loaded.label, "digest": loaded.digest, "source": loaded.source, "revision": ""}
+    return {"text": torch.frombuffer(bytearray(loaded.text.encode()), dtype=torch.uint8)}, about
 
 
 def run(settings: PrepareSettings, out: Path) -> None:
@@ -59,7 +85,7 @@ def run(settings: PrepareSettings, out: Path) -> None:
         out: safetensors file to write.
 
     """
-    prepare(settings.name, out, settings.mirror)
+    prepare(settings.name, out, settings.mirror, settings.text_path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

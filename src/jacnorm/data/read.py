@@ -1,8 +1,10 @@
-"""Prepared data as tensors: read, divide, take subsets, standardise. Everything is deterministic."""
+"""Prepared data: read images or a text; divide, take subsets, standardise. Everything is deterministic."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,17 +60,57 @@ class Prepared:
     licence: str
 
 
-def read(path: Path | str) -> Prepared:
-    """Read a prepared data set; tensors are mapped from the file, so only rows in use take memory.
+@dataclass(frozen=True)
+class PreparedText:
+    """A text as the step `jacnorm.data.prepare` stored it."""
 
-    Raises UserError if the file is missing, damaged or was not made by `jacnorm.data.prepare`.
+    name: str
+    label: str
+    """What to call it in a report, for instance "user's text"."""
+    text: str
+    """Line ends are ``\\n``."""
+    digest: str
+    """SHA-256 of the text in UTF-8."""
+    source: str
+    """embedded, mirror or file."""
+    revision: str
+    """Always ""."""
+    licence: str
+
+
+def read(path: Path | str) -> Prepared:
+    """Read a prepared data set of images; tensors are mapped from the file, so only rows in use take memory.
+
+    Raises UserError if the file is missing, damaged, a text, or was not made by `jacnorm.data.prepare`.
     """
     tensors, metadata = load_tensors(path)
-    try:
+    with _in_words(path):
         about = unpack(metadata)
+        if "text" in tensors:
+            raise UserError(f"{path} holds {about['label']}, a text; give a data set of images")
         about["classes"] = tuple(about["classes"])
         parts = {split: Split(tensors[f"{split}_x"], tensors[f"{split}_y"]) for split in ("train", "test")}
         return Prepared(**parts, **about)
+
+
+def read_text(path: Path | str) -> PreparedText:
+    """Read a prepared text.
+
+    Raises UserError if the file is missing, damaged, holds images, or was not made by `jacnorm.data.prepare`.
+    """
+    tensors, metadata = load_tensors(path)
+    with _in_words(path):
+        about = unpack(metadata)
+        if "train_x" in tensors:
+            raise UserError(f"{path} holds {about['label']}, images; give a text")
+        return PreparedText(text=tensors["text"].numpy().tobytes().decode(), **about)
+
+
+@contextlib.contextmanager
+def _in_words(path: Path | str) -> Iterator[None]:
+    """Say that a file lacks what the step `jacnorm.data.prepare` writes."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} is not a data set made by jacnorm.data.prepare; delete it and run that step again"

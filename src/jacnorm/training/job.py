@@ -29,13 +29,13 @@ class Job:
 
 @contextlib.contextmanager
 def job(study: str, step: str, command: str, settings: Settings, device: str) -> Iterator[Job]:
-    """Run the body as one job with a W&B run of its own (group `study`, job type `step`, config `settings`).
+    """Run the body as one job with a W&B run of its own (group `study`, job type `step`, config: public `settings`).
 
     Raises UserError if the device was asked for and is absent.
     """
     one_thread()
     step_logger()
     where = resolve_device(device)
-    config = {"command": command, "device": where.type, **settings.model_dump()}
+    config = {"command": command, "device": where.type, **settings.public()}
     with track(study, step, f"{study} {step} {command}", config) as tracker:
         yield Job(where, tracker)
