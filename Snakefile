@@ -13,6 +13,8 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/stability.smk"
 include: "workflow/rules/lipschitz.smk"
 include: "workflow/rules/sharpening.smk"
+include: "workflow/rules/attention.smk"
+include: "workflow/rules/glstm.smk"
 include: "workflow/rules/studies.smk"
 include: "workflow/rules/report.smk"
 

@@ -165,3 +165,10 @@ def test_a_real_step_from_the_shell():
         'ERROR: configuration key "studies.stability.dpth" is unknown; did you mean "depth"?'
     )
     assert len(wrong.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["work"]])
+def test_the_only_command_may_be_named_or_not(words):
+    run({"work": work}, [*words, "--size", "4"])
+    (called,) = CALLS
+    assert called == (Sizes(size=4), 1)

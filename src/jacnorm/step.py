@@ -20,7 +20,7 @@ from jacnorm.errors import UserError
 def run(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, call the chosen function and exit: 0 done, 2 a mistake to mend, 1 a bug.
 
-    commands: functions by the name of their subcommand; a single one needs no subcommand.
+    commands: functions by the name of their subcommand; a single one may be left unnamed.
 
     Mistakes are `UserError` and the package's own kinds of ValueError; ``JACNORM_DEBUG=1`` keeps their traceback.
     """
@@ -30,7 +30,10 @@ def run(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str] | N
     try:
         options: dict[str, Any] = {"prog": _program(), "args": arguments, "config": (tyro.conf.OmitArgPrefixes,)}
         if len(commands) == 1:
-            tyro.cli(*commands.values(), **options)
+            ((name, command),) = commands.items()
+            words = list(sys.argv[1:] if arguments is None else arguments)
+            options["args"] = words[1:] if words[:1] == [name] else words
+            tyro.cli(command, **options)
         else:
             tyro.extras.subcommand_cli_from_dict(dict(commands), **options)
     except UserError as error:

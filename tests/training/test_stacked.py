@@ -9,6 +9,7 @@ from torch import nn
 from jacnorm.errors import UserError
 from jacnorm.training.stacked import (
     StackedAdam,
+    StackedAdamW,
     StackedSGD,
     forward,
     gradients,
@@ -136,12 +137,16 @@ def test_losses_of_the_whole_stack_written_by_hand():
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9)])
-def test_each_run_moves_as_under_torch_adam_alone(betas):
+@pytest.mark.parametrize("decays", [None, (0.0, 0.3, 0.01), (0.0, 0.0, 0.0)])
+def test_each_run_moves_as_under_torch_adam_alone(betas, decays):
     alone, stack = modules(), stack_parameters(modules())
-    optimiser = StackedAdam(stack, RATES, betas=betas, eps=1e-6)
+    if decays is None:
+        optimiser = StackedAdam(stack, RATES, betas=betas, eps=1e-6)
+    else:
+        optimiser = StackedAdamW(stack, RATES, weight_decay=decays, betas=betas, eps=1e-6)
     peers = [
-        torch.optim.Adam(net.parameters(), lr=rate, betas=betas, eps=1e-6)
-        for net, rate in zip(alone, RATES, strict=True)
+        torch.optim.AdamW(net.parameters(), lr=rate, betas=betas, eps=1e-6, weight_decay=decay)
+        for net, rate, decay in zip(alone, RATES, decays or [0.0] * 3, strict=True)
     ]
     for x, y in batches(6):
         _, slopes = losses_and_gradients(loss_of(alone[0]), stack, x, y)
@@ -165,6 +170,7 @@ OPTIMISERS = {
     "plain": lambda stack: StackedSGD(stack, 0.1),
     "momentum": lambda stack: StackedSGD(stack, 0.1, momentum=0.9),
     "adam": lambda stack: StackedAdam(stack, 0.1),
+    "adamw": lambda stack: StackedAdamW(stack, 0.1, weight_decay=0.3),
 }
 
 

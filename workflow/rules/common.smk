@@ -97,9 +97,15 @@ def data_of(study, experiment):
     return [f"{RESULTS}/data/{name}.safetensors" for name in names]
 
 
+def data_inputs(study, experiment):
+    """What a training job reads: the data sets, if any, as named inputs."""
+    files = data_of(study, experiment)
+    return {"data": files} if files else {}
+
+
 def inputs_of(study, experiment):
     """What a measuring job reads: the data sets and, if the experiment trains, the weights."""
-    found = {"data": data_of(study, experiment)} if data_of(study, experiment) else {}
+    found = data_inputs(study, experiment)
     if experiment in STUDIES[study].get("train", {}):
         found["weights"] = f"{RESULTS}/{study}/train/{experiment}-{{block}}.safetensors"
     return found
@@ -117,6 +123,11 @@ def all_data(study):
 def needs(step):
     """Resources of a step, from the configuration."""
     return getattr(CONFIG.machine.jobs, step).model_dump()
+
+
+def flags_of(inputs):
+    """Named inputs of a job as options of its command."""
+    return " ".join(f"--{name} {files}" for name, files in inputs.items())
 
 
 def canonical(value):

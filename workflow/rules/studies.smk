@@ -21,7 +21,7 @@ for study, steps in STUDIES.items():
             name:
                 f"{study}_train_{experiment}"
             input:
-                data=data_of(study, experiment),
+                **data_inputs(study, experiment),
             output:
                 *tables(study, "train", experiment),
                 weights=f"{RESULTS}/{study}/train/{experiment}-{{block}}.safetensors",
@@ -36,11 +36,12 @@ for study, steps in STUDIES.items():
                 module=f"jacnorm.studies.{study}.train",
                 command=f"{experiment} --device {CONFIG.machine.device} --tables {RESULTS}/{study}/tables",
                 settings=options(study, experiment),
+                inputs=lambda wildcards, input: flags_of(input),
             message:
                 f"{study}: training for {experiment}, seeds {{wildcards.block}}"
             shell:
-                "python -m {params.module} {params.command} {params.settings}"
-                " --data {input.data} --weights {output.weights} > {log} 2>&1"
+                "python -m {params.module} {params.command} {params.settings} {params.inputs}"
+                " --weights {output.weights} > {log} 2>&1"
 
     for experiment in steps["measure"]:
 
@@ -62,9 +63,7 @@ for study, steps in STUDIES.items():
                 module=f"jacnorm.studies.{study}.measure",
                 command=f"{experiment} --device {CONFIG.machine.device} --tables {RESULTS}/{study}/tables",
                 settings=options(study, experiment),
-                inputs=lambda wildcards, input: " ".join(
-                    f"--{name} {files}" for name, files in input.items()
-                ),
+                inputs=lambda wildcards, input: flags_of(input),
             message:
                 f"{study}: measuring {experiment}, seeds {{wildcards.block}}"
             shell:

@@ -7,6 +7,7 @@ Figures show a mean over seeds with its 95 % Student interval, or each seed as a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.stats import t
 
 from jacnorm.files import atomic
@@ -68,6 +70,27 @@ def style() -> AbstractContextManager[None]:
 def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
     """The entries of one panel's legend under the whole figure, where they hide no data."""
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def logarithmic(ax: Axes, which: str) -> None:
+    """Logarithmic axes with plain numbers at 1, 2 and 5, or at powers of ten over more than two decades.
+
+    An axis without a positive number stays linear, as a logarithmic one would be empty.
+    """
+    for name in which:
+        values = [getattr(line, f"get_{name}data")() for line in ax.get_lines()]
+        values = np.concatenate([np.asarray(v, float) for v in values]) if values else np.zeros(0)
+        values = values[np.isfinite(values) & (values > 0)]
+        if not len(values):
+            continue
+        getattr(ax, f"set_{name}scale")("log")
+        axis = getattr(ax, f"{name}axis")
+        decades = math.log10(values.max() / values.min())
+        axis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if 0.3 < decades <= 2 else (1,) if decades > 2 else range(1, 10))
+        )
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> None:

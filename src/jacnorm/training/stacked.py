@@ -242,3 +242,30 @@ class StackedAdam(_StackedOptimiser):
         """Take over what `state` returned earlier."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+
+class StackedAdamW(StackedAdam):
+    """`torch.optim.AdamW` (Loshchilov and Hutter 2019): `StackedAdam` after p = p - lr * weight_decay * p.
+
+    weight_decay: one number for all runs, or R numbers.
+    """
+
+    def __init__(
+        self,
+        stack: Mapping[str, torch.Tensor],
+        lr: Rate,
+        *,
+        weight_decay: Rate = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(stack, lr, betas=betas, eps=eps)
+        self._rates["weight_decay"] = self._per_run("weight_decay", weight_decay)
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Update the stack with gradients of the same names and shapes."""
+        if self._rates["weight_decay"].any():
+            for p in self.stack.values():
+                p.addcmul_(self._column("lr", p), self._moving(self._column("weight_decay", p) * p), value=-1.0)
+        super().step(gradients)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 # Settings that plan everything: all claims can be decided at every scale.
 EVERYTHING = StudySettings(
-    descent=DescentSettings(seeds=[10, 11, 12, 13], square_learning_rates=[0.1, 0.4]),
+    descent=DescentSettings(seeds=[10, 11, 12, 13], square_learning_rates=[0.1, 0.4], measure_every=40),
     images=ImageSettings(seeds=[10, 11, 12], networks=["cnn"], smoothings=[0.0, 0.5], edge_learning_rates=[]),
     regularisers=RegulariserSettings(
         seeds=[10, 11, 12, 13, 14], learning_rates=[0.1, 0.3], shifts=[0.5], other_batches=[8, 200]

@@ -334,7 +334,9 @@ def test_c1_leaves_out_runs_with_few_checkpoints_and_says_so():
     assert (found.runs.planned, found.runs.finished) == (8, 4)
     assert found.runs.excluded == {"fewer than 8 checkpoints below the threshold": 4}
     settings = EVERYTHING.model_copy(
-        update={"descent": DescentSettings(seeds=[10, 11, 12], steps=240, square_learning_rates=[0.1])}
+        update={
+            "descent": DescentSettings(seeds=[10, 11, 12], steps=240, measure_every=40, square_learning_rates=[0.1])
+        }
     )
     content = {name: rows for name, rows in invented(settings).items() if not name.startswith("image_")}
     verdict = judged("C1", content, settings=settings)

@@ -101,7 +101,9 @@ def test_a_run_is_an_ordinary_pytorch_loop(inputs, cell):
         y = cube.target(x)
     entropy = nn.CrossEntropyLoss(label_smoothing=TINY.smoothing)
     cost = entropy if cell.part == "sizes" else lambda z, y: (z - y).square().sum() / 2 / len(z)
-    optimiser = torch.optim.SGD(model.parameters(), {"sizes": 0.5, "widths": 0.1, "cube": 0.1}[cell.part])
+    optimiser = torch.optim.SGD(
+        model.parameters(), {"sizes": 0.5, "widths": 0.1, "cube": TINY.cube_learning_rate}[cell.part]
+    )
     for index in range(TINY.steps):
         loss = stack.step(index)["loss"][1]
         optimiser.zero_grad()

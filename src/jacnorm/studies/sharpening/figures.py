@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jacnorm.report.drawing import draw
 from jacnorm.report.estimands import select
@@ -27,6 +26,7 @@ from jacnorm.report.plotting import (
     curve,
     dots,
     legend_below,
+    logarithmic,
     mean_interval,
     panels,
 )
@@ -133,7 +133,7 @@ def early(tables: Tables) -> Figure:
             words = _early_panel(ax, rows[rows.step <= max(EARLY * rows.step.max(), rows[rows.step > 0].step.min())])
             ax.set(xlabel=STEP, ylabel="relative to step 0")
             ax.set_title(f"{descent.title}, {_cost_words(cost, smoothing)}\nstep size {words}", fontsize=9)
-            _logarithmic(ax, "y")
+            logarithmic(ax, "y")
     legend_below(figure, axes[0], 2)
     return figure
 
@@ -171,7 +171,7 @@ def whole(tables: Tables) -> Figure:
                 curve(ax, cell, "step", column, colour=colours[cost, smoothing], style=style, label=label)
         for ax, words in zip(own, columns.values(), strict=True):
             ax.set(xlabel=STEP, ylabel=words, title=descent.title)
-            _logarithmic(ax, "y")
+            logarithmic(ax, "y")
     legend_below(figure, max(axes, key=lambda ax: len(ax.get_lines())), 4)
     return figure
 
@@ -242,11 +242,11 @@ def chain(tables: Tables) -> Figure:
         missed = unconverged(descent.trajectory, (SHARPNESS, "gauss_newton")).removeprefix("; ")
         ratio.set(xlabel=STEP, ylabel="Gauss-Newton over sharpness", title=f"{descent.title}\n{missed}".strip())
         cost_axis.set(xlabel=STEP, ylabel="mean norm of cost Hessians", title="factor 1: the cost's curvature")
-        _logarithmic(cost_axis, "y")
+        logarithmic(cost_axis, "y")
         for ax, words in ((kernel, JACOBIAN_AXIS), (against, "sharpness")):
             if ax.get_lines():
                 ax.set(xlabel=words, ylabel="largest kernel eigenvalue", title="kernel, means over seeds")
-                _logarithmic(ax, "xy")
+                logarithmic(ax, "xy")
             else:
                 ax.remove()
     legend_below(
@@ -308,7 +308,7 @@ def lower_bound(tables: Tables) -> Figure:
         left.axhline(0, color="black", linewidth=1)
         left.set(xlabel=STEP, ylabel="slope or norm [1/input]", title=f"{descent.title}, square cost")
         right.set(xlabel="training cost", ylabel="lower bound [1/input]", title="each line a run")
-        _logarithmic(right, "x")
+        logarithmic(right, "x")
         right.invert_xaxis()
         right.legend(loc="upper left", fontsize=8)
     legend_below(figure, axes[0], 3)
@@ -420,7 +420,7 @@ def _sweep_figure(
             ax.set_xticks(range(len(places)), [f"{value:g}" for value in places])
             ax.set(xlabel=words, ylabel=axis, title=title)
             if each != "gap":
-                _logarithmic(ax, "y")
+                logarithmic(ax, "y")
     legend_below(figure, max(axes, key=lambda ax: len(ax.get_lines())), 3)
     return figure
 
@@ -458,7 +458,7 @@ def gap(tables: Tables) -> Figure:
             _scatter(ax, rows.assign(gap=y), x)
             ax.set_xlabel(words)
             ax.set_title(f"{title}\n{_correlation_words(rows.assign(gap=y), x)}", fontsize=9)
-            _logarithmic(ax, "x")
+            logarithmic(ax, "x")
             ax.set_ylabel("training minus test accuracy" if y is accuracy_gap else "test minus training loss [nat]")
     _regulariser_legend(figure, axes)
     return figure
@@ -532,7 +532,7 @@ def ratios(tables: Tables) -> Figure:
             ax.set(xlabel="strength", ylabel=f"{words}, over that without")
             ax.set_title(title, fontsize=9)
             ax.grid(axis="x", visible=False)
-            _logarithmic(ax, "y")
+            logarithmic(ax, "y")
     _regulariser_legend(figure, axes)
     return figure
 
@@ -558,7 +558,7 @@ def sample_size(tables: Tables) -> Figure:
         _plain_ticks(ax, sorted(rows.samples.unique()))
     axes[0].axhline(1, color="black", linewidth=1)
     for ax in axes[1:]:
-        _logarithmic(ax, "y")
+        logarithmic(ax, "y")
     legend_below(figure, axes[0], 2)
     return figure
 
@@ -677,7 +677,7 @@ def _scaling_losses(ax: Axes, fits: pd.DataFrame) -> None:
             words = f"{part}, {parametrisation}" if cell.parametrisation.nunique() > 1 else part
             curve(ax, rows, column, "train_loss", colour=colour, style=style, marker="o", label=words)
     ax.set(xlabel="training samples, or hidden width", ylabel="training cost", title="sweeps over size and width")
-    _logarithmic(ax, "xy")
+    logarithmic(ax, "xy")
     ax.legend(fontsize=8)
 
 
@@ -715,27 +715,6 @@ def _fates(ax: Axes, tables: Tables) -> None:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _logarithmic(ax: Axes, which: str) -> None:
-    """Logarithmic axes with plain numbers at 1, 2 and 5, or at powers of ten over more than two decades.
-
-    An axis without a positive number stays linear, as a logarithmic one would be empty.
-    """
-    for name in which:
-        values = [getattr(line, f"get_{name}data")() for line in ax.get_lines()]
-        values = np.concatenate([np.asarray(v, float) for v in values]) if values else np.zeros(0)
-        values = values[np.isfinite(values) & (values > 0)]
-        if not len(values):
-            continue
-        getattr(ax, f"set_{name}scale")("log")
-        axis = getattr(ax, f"{name}axis")
-        decades = math.log10(values.max() / values.min())
-        axis.set_major_locator(
-            LogLocator(subs=(1, 2, 5) if 0.3 < decades <= 2 else (1,) if decades > 2 else range(1, 10))
-        )
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
 
 
 def _not_tried(axes: Sequence[Axes], title: str) -> None:
