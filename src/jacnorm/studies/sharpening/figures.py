@@ -147,8 +147,8 @@ def _early_panel(ax: Axes, rows: pd.DataFrame) -> str:
         hidden = "_" * (rate != rates[0][0])
         curve(ax, cell, "step", "relative_sharpness", colour=BLUE, style=style, label=f"{hidden}sharpness")
         curve(ax, cell, "step", "relative", colour=ORANGE, style=style, label=f"{hidden}largest Jacobian norm")
-    names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
-    words = [f"{rate:g} ({names[style]})" for style, (rate, _) in zip(STYLES, rates, strict=False)]
+    names = {"-": "—", "--": "- -", "-.": "-·-", ":": "···"}
+    words = [f"{rate:g} {names[style]}" for style, (rate, _) in zip(STYLES, rates, strict=False)]
     return ", ".join(words) if len(words) > 1 else f"{rates[0][0]:g}"
 
 
