@@ -39,6 +39,7 @@ SIZES = {
 EVERYTHING = StudySettings(
     trees=TreesSettings(seeds=list(range(10, 18))),
     nar=RecallSettings(
+        seeds=[10, 11, 12],
         **SIZES,
         one_hop_memories=[8, 16],
         one_hop_neighbours=[8, 16],
