@@ -450,7 +450,8 @@ def _doublings(ax: Axes) -> None:
 def _legend(ax: Axes) -> None:
     """A small legend, if there is anything to name."""
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=7)
+        # On a veil, since the bounds cross nearly every corner.
+        ax.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _drop(axes: list[Axes]) -> None:
