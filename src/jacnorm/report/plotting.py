@@ -8,7 +8,7 @@ Figures show a mean over seeds with its 95 % Student interval, or each seed as a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +91,23 @@ def logarithmic(ax: Axes, which: str) -> None:
         )
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def headroom(ax: Axes, share: float) -> None:
+    """Leave this share of the panel's height free above the data, for a legend."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + share / (1 - share) * (high - low))
+
+
+def once(ax: Axes, label: str) -> str | None:
+    """The label, or None if the panel has it already, so that its legend names it once."""
+    return None if label in ax.get_legend_handles_labels()[1] else label
+
+
+def drop(axes: Iterable[Axes]) -> None:
+    """Remove panels that have nothing to show."""
+    for ax in axes:
+        ax.remove()
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> None:

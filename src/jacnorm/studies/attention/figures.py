@@ -23,6 +23,7 @@ from jacnorm.report.plotting import (
     RED,
     SKY,
     dots,
+    drop,
     legend_below,
     logarithmic,
     mean_interval,
@@ -150,7 +151,7 @@ def collapse(tables: Tables) -> Figure:
         ax.set(xlabel="share of the keys that is selected", ylabel="distance over its largest", title=source.label)
         ax.set_ylim(-0.03, 1.05)
     legend_below(figure, axes[0], 6)
-    _drop(axes[len(shown) :])
+    drop(axes[len(shown) :])
     return figure
 
 
@@ -260,7 +261,7 @@ def separability_heads(tables: Tables) -> Figure:
             axis.set_ticks(range(len(names)), names)
         ax.grid(visible=False)
     figure.colorbar(image, ax=axes, label=SHARE)
-    _drop(axes[len(grids) :])
+    drop(axes[len(grids) :])
     return figure
 
 
@@ -452,11 +453,6 @@ def _legend(ax: Axes) -> None:
     if ax.get_legend_handles_labels()[1]:
         # On a veil, since the bounds cross nearly every corner.
         ax.legend(fontsize=7, frameon=True, framealpha=0.85, edgecolor="none")
-
-
-def _drop(axes: list[Axes]) -> None:
-    for ax in axes:
-        ax.remove()
 
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {

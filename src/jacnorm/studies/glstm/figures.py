@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from jacnorm.report.drawing import draw
 from jacnorm.report.estimands import select
-from jacnorm.report.plotting import BLUE, COLOURS, GREY, curve, dots, mean_interval, panels
+from jacnorm.report.plotting import BLUE, COLOURS, GREY, curve, dots, drop, mean_interval, once, panels
 from jacnorm.step import run
 from jacnorm.studies.glstm.cells import (
     FITTED,
@@ -269,7 +269,7 @@ def training(tables: Tables) -> Figure:
         ax.axhline(level, color="black", linestyle=":", linewidth=1.2, label=label)
         ax.locator_params(axis="x", nbins=5)
         ax.set(xlabel="updates [steps]", ylabel=SCORES[task], title=f"{task.upper()}, N = {n}")
-    _drop(axes[len(shown) :])
+    drop(axes[len(shown) :])
     _legend_below(figure, axes[: len(shown)], 4)
     return figure
 
@@ -331,7 +331,7 @@ def properties(tables: Tables) -> Figure:
         _variants(ax, [("glstm", variant) for variant in variants], values, printed)
         score = "average precision" if task == "func" else "absolute error"
         ax.set(ylabel=f"test {score}", title=f"Peptides-{task}")
-    _drop(axes[count:])
+    drop(axes[count:])
     _legend_below(figure, axes[:count], 3)
     return figure
 
@@ -344,9 +344,9 @@ def _variants(
 ) -> None:
     """Test scores of each network, with the paper's numbers where it prints them."""
     for place, (each, numbers) in enumerate(zip(values, printed, strict=True)):
-        dots(ax, place, each, colour=BLUE, label=_once(ax, "here, mean and 95 % interval"), width=0.12)
+        dots(ax, place, each, colour=BLUE, label=once(ax, "here, mean and 95 % interval"), width=0.12)
         if numbers is not None:
-            label = _once(ax, "the paper, mean and standard deviation")
+            label = once(ax, "the paper, mean and standard deviation")
             ax.errorbar([place + 0.25], numbers[:1], yerr=numbers[1:], fmt="_", color="black", capsize=3, label=label)
     names = [NAMES[model] if ablation == "none" else VARIANTS[ablation] for model, ablation in networks]
     ax.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=8)
@@ -545,11 +545,6 @@ def _log(ax: Axes) -> None:
         ax.set_yscale("log")
 
 
-def _once(ax: Axes, label: str) -> str | None:
-    """The label, unless the panel has it."""
-    return None if label in ax.get_legend_handles_labels()[1] else label
-
-
 def _legend_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
     """Each label of any panel once, under the figure."""
     found: dict[str, object] = {}
@@ -558,11 +553,6 @@ def _legend_below(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
             found.setdefault(label, handle)
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
-
-
-def _drop(axes: Iterable[Axes]) -> None:
-    for ax in axes:
-        ax.remove()
 
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {

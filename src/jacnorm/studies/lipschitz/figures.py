@@ -24,8 +24,11 @@ from jacnorm.report.plotting import (
     SKY,
     curve,
     dots,
+    drop,
+    headroom,
     legend_below,
     mean_interval,
+    once,
     panels,
 )
 from jacnorm.step import run
@@ -81,7 +84,7 @@ def leading(tables: Tables) -> Figure:
         ax.set(xlabel=MATRICES, ylabel=LOG_TERM, title=title)
         _whole_numbers(ax)
         ax.legend(loc="upper left", fontsize=7.5)
-        _headroom(ax, 0.3)
+        headroom(ax, 0.3)
     return figure
 
 
@@ -100,7 +103,7 @@ def ratio(tables: Tables) -> Figure:
     axes[0].set(xlabel=MATRICES, ylabel="log spectral / data-dependent [nat]", title="ratio, dotted: before training")
     _whole_numbers(axes[0])
     axes[0].legend(loc="upper left", fontsize=8)
-    _headroom(axes[0], 0.1 + 0.055 * len(axes[0].get_legend().get_texts()))
+    headroom(axes[0], 0.1 + 0.055 * len(axes[0].get_legend().get_texts()))
     for ax, (activation, cell) in zip(axes[1:], fits, strict=False):
         means = cell.groupby("depth")[["log_ours_weighted", "log_spectral_weighted"]].mean()
         for term, (colour, words) in TERMS.items():
@@ -108,8 +111,8 @@ def ratio(tables: Tables) -> Figure:
         ax.set(xlabel=MATRICES, ylabel=LOG_TERM, title=f"{activation}, width {cell.width.iloc[0]}, means")
         _whole_numbers(ax)
         ax.legend(loc="upper left", fontsize=7.5)
-        _headroom(ax, 0.42)
-    _drop(axes[1 + len(fits) :])
+        headroom(ax, 0.42)
+    drop(axes[1 + len(fits) :])
     return figure
 
 
@@ -250,7 +253,7 @@ def residual(tables: Tables) -> Figure:
             curve(ax, rows, "depth", column, colour=colour, marker="o", label=label)
         weights = "unrolled (2,1) norms" if kind == "weighted" else "without norms of the weights"
         ax.set(xlabel=WRN_DEPTH, ylabel=LOG_TERM, title=weights)
-        _headroom(ax, 0.2)
+        headroom(ax, 0.2)
     before = select(tables["residual"], stage="initial")
     for colour, kind in ((GREEN, "unweighted"), (PURPLE, "weighted")):
         for cell, style, words in ((rows, "-", kind), (before, ":", f"{kind}, before training")):
@@ -258,7 +261,7 @@ def residual(tables: Tables) -> Figure:
             label = words + _slope_words(cell, "ratio", first=0, per=6)
             curve(axes[2], cell, "depth", "ratio", colour=colour, style=style, marker="o", label=label)
     axes[2].set(xlabel=WRN_DEPTH, ylabel="log spectral / data-dependent [nat]", title="ratio")
-    _headroom(axes[2], 0.35)
+    headroom(axes[2], 0.35)
     for ax in axes:
         ax.set_xticks(sorted(rows.depth.unique()))
         ax.legend(loc="upper left", fontsize=8)
@@ -328,7 +331,7 @@ def training(tables: Tables) -> Figure:
         _whole_numbers(ax)
     _residual_errors(axes[3], wide)
     axes[3].legend(loc="upper right", fontsize=8)
-    _headroom(axes[3], 0.35)
+    headroom(axes[3], 0.35)
     legend_below(figure, axes[0], 4)
     return figure
 
@@ -363,21 +366,21 @@ def errors(tables: Tables) -> Figure:
                     continue
                 at = place + (0.17 if regularised else -0.17)
                 values = arms.error(table, setting, regularised=regularised)
-                dots(left, at, values, colour=colour, label=_once(left, label), width=0.08)
+                dots(left, at, values, colour=colour, label=once(left, label), width=0.08)
                 if published and (setting, regularised) in TABLE_1:
                     number = TABLE_1[setting, regularised]
                     mark = {"marker": "_", "markersize": 14, "markeredgewidth": 2, "linestyle": ""}
-                    left.plot([at], [number], color="black", label=_once(left, "the paper, CIFAR-10"), **mark)
+                    left.plot([at], [number], color="black", label=once(left, "the paper, CIFAR-10"), **mark)
         both = [setting for setting in settings if {(setting, False), (setting, True)} <= set(cells)]
         for place, setting in enumerate(both):
             coefficient = arms.chosen_coefficient(table, setting)
-            dots(right, place, arms.gain(table, setting), colour=GREEN, label=_once(right, "last epoch"), width=0.06)
+            dots(right, place, arms.gain(table, setting), colour=GREEN, label=once(right, "last epoch"), width=0.06)
             best = arms.gain(table, setting, "best_test_error")
-            dots(right, place + 0.25, best, colour=GREY, label=_once(right, "best epoch"), width=0.06)
+            dots(right, place + 0.25, best, colour=GREY, label=once(right, "best epoch"), width=0.06)
             if published and (setting, True) in TABLE_1:
                 number = TABLE_1[setting, False] - TABLE_1[setting, True]
                 mark = {"marker": "_", "markersize": 16, "markeredgewidth": 2, "linestyle": ""}
-                right.plot([place], [number], color="black", label=_once(right, "the paper, CIFAR-10"), **mark)
+                right.plot([place], [number], color="black", label=once(right, "the paper, CIFAR-10"), **mark)
             right.annotate(
                 rf"$\lambda$ = {coefficient:g}",
                 (place + 0.12, 0.99),
@@ -394,7 +397,7 @@ def errors(tables: Tables) -> Figure:
         right.set(ylabel="error without minus with [points]", title="gain, paired by seed")
         right.set_xticks([place + 0.12 for place in range(len(both))], [SHORT[setting] for setting in both], fontsize=8)
         right.set_xlim(-0.4, max(len(both), 1) - 0.35)
-        _headroom(right, 0.15)
+        headroom(right, 0.15)
         for ax in (left, right) if both else (left,):
             ax.grid(axis="x", visible=False)
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
@@ -430,7 +433,7 @@ def norms(tables: Tables) -> Figure:
             for ax in (top, bottom):
                 _whole_numbers(ax)
     legend_below(figure, max(axes, key=lambda ax: len(ax.get_lines())), 3)
-    _drop([ax for ax in axes if id(ax) not in used])
+    drop([ax for ax in axes if id(ax) not in used])
     return figure
 
 
@@ -476,22 +479,6 @@ def _slope_words(rows: pd.DataFrame, column: str, first: int = FIRST_DEPTH, per:
 def _whole_numbers(ax: Axes) -> None:
     """Ticks at whole numbers of layers."""
     ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _headroom(ax: Axes, share: float) -> None:
-    """Room above the data for a legend."""
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + share / (1 - share) * (high - low))
-
-
-def _once(ax: Axes, label: str) -> str | None:
-    """The label, unless the panel has it."""
-    return None if label in ax.get_legend_handles_labels()[1] else label
-
-
-def _drop(axes: list[Axes]) -> None:
-    for ax in axes:
-        ax.remove()
 
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {

@@ -25,9 +25,12 @@ from jacnorm.report.plotting import (
     SKY,
     curve,
     dots,
+    drop,
+    headroom,
     legend_below,
     logarithmic,
     mean_interval,
+    once,
     panels,
 )
 from jacnorm.step import run
@@ -200,7 +203,7 @@ def correlations(tables: Tables) -> Figure:
                     )
                     if values:
                         shift = 0.18 if reached else -0.18
-                        dots(ax, place + shift, values, colour=colour, label=_once(ax, label), width=0.1)
+                        dots(ax, place + shift, values, colour=colour, label=once(ax, label), width=0.1)
             ax.axhline(0, color="black", linewidth=1)
             ax.set_xticks(range(len(keys)), [_cost_words(*key).replace(" ", "\n") for key in keys], fontsize=8)
             ax.set(ylabel="rank correlation", title=f"{descent.title}, {words}", ylim=(-1.12, 1.12))
@@ -334,14 +337,14 @@ def cost(tables: Tables) -> Figure:
                 (-0.12, 0.12), (("curvature", BLUE), ("jacobians", ORANGE)), strict=True
             ):
                 ratios = cell[column] / cell.training
-                dots(ax, place + shift, ratios, colour=colour, label=_once(ax, column), width=0.05)
+                dots(ax, place + shift, ratios, colour=colour, label=once(ax, column), width=0.05)
         ratio = (rows.curvature + rows.jacobians).sum() / rows.training.sum()
         ax.axhline(1, color="black", linewidth=1)
         ax.set_xticks(range(len(names)), names, fontsize=7, rotation=45, ha="right", rotation_mode="anchor")
         ax.set(ylabel="gradients, over training's", title=f"{data_set}, {network}: {ratio:.2f} in all")
         ax.set_ylim(0, max(1.05, ax.get_ylim()[1]))
         ax.grid(axis="x", visible=False)
-    _drop(axes[len(shown) :])
+    drop(axes[len(shown) :])
     legend_below(figure, axes[0], 2)
     return figure
 
@@ -526,7 +529,7 @@ def ratios(tables: Tables) -> Figure:
                 shared = own.index.intersection(plain.index)
                 colour, label = REGULARISERS[name]
                 if len(shared):
-                    dots(ax, place, own[shared] / plain[column][shared], colour=colour, label=_once(ax, label))
+                    dots(ax, place, own[shared] / plain[column][shared], colour=colour, label=once(ax, label))
             ax.axhline(1, color="black", linewidth=1)
             ax.set_xticks(range(len(arms)), [f"{strength:g}" for _, strength, _ in arms], fontsize=8)
             ax.set(xlabel="strength", ylabel=f"{words}, over that without")
@@ -602,7 +605,7 @@ def first_layer(tables: Tables) -> Figure:
         ax.set(xlabel=STEP, ylabel="layer's part over whole kernel", title=f"{descent.title}, means over runs")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=7, ncols=2)
-        _headroom(ax, 0.3)
+        headroom(ax, 0.3)
     ax, errors = axes[len(descents)], tables["identities"]
     names = {
         "kernel_error": "sum of\nlayers",
@@ -711,7 +714,7 @@ def _fates(ax: Axes, tables: Tables) -> None:
     ax.set(ylabel="trainings", title="what became of the runs")
     ax.grid(axis="x", visible=False)
     ax.legend(fontsize=8)
-    _headroom(ax, 0.12)
+    headroom(ax, 0.12)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
@@ -719,7 +722,7 @@ def _fates(ax: Axes, tables: Tables) -> None:
 
 def _not_tried(axes: Sequence[Axes], title: str) -> None:
     """One panel that says that there is nothing to draw, in place of several."""
-    _drop(axes[1:])
+    drop(axes[1:])
     axes[0].text(0.5, 0.5, "not tried at this scale", ha="center", transform=axes[0].transAxes)
     axes[0].set(title=title, xticks=[], yticks=[])
 
@@ -728,22 +731,6 @@ def _plain_ticks(ax: Axes, places: Sequence[float]) -> None:
     """Ticks of a log axis at the values that were measured."""
     ax.set_xticks(places, [f"{place:g}" for place in places])
     ax.minorticks_off()
-
-
-def _headroom(ax: Axes, share: float) -> None:
-    """Room above the data for a legend."""
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + share / (1 - share) * (high - low))
-
-
-def _once(ax: Axes, label: str) -> str | None:
-    """The label, unless the panel has it."""
-    return None if label in ax.get_legend_handles_labels()[1] else label
-
-
-def _drop(axes: Sequence[Axes]) -> None:
-    for ax in axes:
-        ax.remove()
 
 
 FIGURES: dict[str, Callable[[Tables], Figure]] = {
