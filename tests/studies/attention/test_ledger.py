@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from pydantic import TypeAdapter
 from tests.studies.attention.invented import EVERYTHING, ROOT, holding, small
+from tests.studies.watched import Watched
 
 from jacnorm.config import load
 from jacnorm.report import plotting
@@ -26,22 +26,6 @@ CAPTIONS = read_captions_file(STUDY / "captions.yaml")
 DEPARTURES = TypeAdapter(list[Departure]).validate_python(yaml.safe_load((STUDY / "departures.yaml").read_text()))
 OPTIONAL = {name for name in COLUMNS if name.startswith("synthetic_")}
 """Tables of the experiment that stands beside the models."""
-
-
-class Watched(dict[str, pd.DataFrame]):
-    """Tables that remember which of them were read."""
-
-    def __init__(self, content: dict[str, pd.DataFrame]) -> None:
-        super().__init__(content)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
-        self.read.add(name)
-        return super().get(name, default)
 
 
 def test_estimands_exist_and_take_tables_and_settings():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from pydantic import TypeAdapter
 from tests.studies.lipschitz.invented import EVERYTHING, ROOT, holding
+from tests.studies.watched import Watched
 
 from jacnorm.config import load
 from jacnorm.report import plotting
@@ -26,22 +26,6 @@ CAPTIONS = read_captions_file(STUDY / "captions.yaml")
 DEPARTURES = TypeAdapter(list[Departure]).validate_python(yaml.safe_load((STUDY / "departures.yaml").read_text()))
 OPTIONAL = {"table_errors", "table_norms"}
 """Tables of the experiment that a scale may leave out."""
-
-
-class Watched(dict[str, pd.DataFrame]):
-    """Tables that remember which of them were read."""
-
-    def __init__(self) -> None:
-        super().__init__(holding())
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
-        self.read.add(name)
-        return super().get(name, default)
 
 
 def test_estimands_exist_and_take_tables_and_settings():
@@ -66,7 +50,7 @@ def test_evidence_and_captions_name_tables_and_claims_that_exist():
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_a_figure_reads_the_tables_that_its_caption_names(name):
-    tables = Watched()
+    tables = Watched(holding())
     with plotting.style():
         figures.FIGURES[name](tables)
     # Errors and norms of the regulariser are looked up together.
@@ -76,7 +60,7 @@ def test_a_figure_reads_the_tables_that_its_caption_names(name):
 
 @pytest.mark.parametrize("claim", LEDGER.claims, ids=lambda claim: claim.id)
 def test_an_estimand_reads_its_evidence_and_nothing_else(claim):
-    tables = Watched()
+    tables = Watched(holding())
     getattr(judge, claim.estimand)(tables, EVERYTHING)
     norms = {"paired_norms", "table_norms"} if "paired_errors" in claim.evidence_tables else set()
     named = {*claim.evidence_tables, *claim.optional_tables}

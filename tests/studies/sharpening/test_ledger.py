@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from pydantic import TypeAdapter
 from tests.studies.sharpening.invented import EVERYTHING, holding, scale_settings
+from tests.studies.watched import Watched
 
 from jacnorm.report import plotting
 from jacnorm.report.claims import SCALES, load_claims
@@ -25,22 +25,6 @@ CAPTIONS = read_captions_file(STUDY / "captions.yaml")
 DEPARTURES = TypeAdapter(list[Departure]).validate_python(yaml.safe_load((STUDY / "departures.yaml").read_text()))
 OPTIONAL = {name for name in COLUMNS if name.startswith("image_")}
 """Tables of the experiment that a scale may leave out."""
-
-
-class Watched(dict[str, pd.DataFrame]):
-    """Tables that remember which of them were read."""
-
-    def __init__(self) -> None:
-        super().__init__(holding())
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
-        self.read.add(name)
-        return super().get(name, default)
 
 
 def test_estimands_exist_and_take_tables_and_settings():
@@ -71,7 +55,7 @@ def test_every_experiment_has_a_figure():
 
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_a_figure_reads_the_tables_that_its_caption_names(name):
-    tables = Watched()
+    tables = Watched(holding())
     with plotting.style():
         figures.FIGURES[name](tables)
     assert tables.read == set(CAPTIONS[name].tables)
@@ -79,7 +63,7 @@ def test_a_figure_reads_the_tables_that_its_caption_names(name):
 
 @pytest.mark.parametrize("claim", LEDGER.claims, ids=lambda claim: claim.id)
 def test_an_estimand_reads_its_evidence_and_nothing_else(claim):
-    tables = Watched()
+    tables = Watched(holding())
     getattr(judge, claim.estimand)(tables, EVERYTHING)
     assert tables.read == {*claim.evidence_tables, *claim.optional_tables}
 
