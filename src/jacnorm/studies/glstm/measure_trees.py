@@ -9,12 +9,11 @@ from typing import Any, get_args
 import torch
 
 from jacnorm.studies.glstm import tables as study_tables
+from jacnorm.studies.glstm.recall import STUDY
 from jacnorm.studies.glstm.settings import Device, TreesSettings
 from jacnorm.studies.glstm.trees import ACTIVATIONS, Shape, Tree, draw_weights, leaf_norms
 from jacnorm.training.job import Job, job
 from jacnorm.training.seeds import generator
-
-STUDY = "glstm"
 
 
 def trees(settings: TreesSettings, tables: Path, device: Device = "auto") -> None:

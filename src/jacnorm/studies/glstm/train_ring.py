@@ -15,6 +15,7 @@ from torch.nn import functional
 from jacnorm.code_version import code_version
 from jacnorm.studies.glstm import tables as study_tables
 from jacnorm.studies.glstm.layers import drawn, parameter_count
+from jacnorm.studies.glstm.recall import STUDY
 from jacnorm.studies.glstm.ring import Model, network, rings
 from jacnorm.studies.glstm.settings import Device, RingSettings
 from jacnorm.training import snapshots as snapshot_files
@@ -24,8 +25,6 @@ from jacnorm.training.job import Job, job
 from jacnorm.training.loop import FitReport, RunId, discard, fit
 from jacnorm.training.snapshots import Snapshot
 from jacnorm.training.stacked import StackedAdam, losses_and_gradients, stack_parameters
-
-STUDY = "glstm"
 
 
 def ring(settings: RingSettings, tables: Path, weights: Path, device: Device = "auto") -> None:
