@@ -6,6 +6,7 @@ beside the numbers. The aim: at batch 64, N = 32 and M = 16 at least 5 times qui
 
     python -m benchmarks.glstm                under a minute
     python -m benchmarks.glstm --quick        fewer sizes, about ten seconds
+    python -m benchmarks.glstm --figure FOLDER    also draw cost-glstm.svg there
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer sizes, to see that all of it runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "glstm.json", help="the JSON file")
+    parser.add_argument("--figure", type=Path, help="folder for the picture of cost against N and graphs")
     options = parser.parse_args()
     report = {"machine": machine(), "versions": versions(), "quick": options.quick, "rows": []}
     for row in QUICK if options.quick else FULL:
@@ -74,6 +76,8 @@ def main() -> None:
     temporary = options.out.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     temporary.replace(options.out)
+    if options.figure:
+        draw(report, options.figure)
     print(table(report))
     print(f"\nwritten to {options.out}")
 
@@ -183,6 +187,26 @@ def table(report: dict[str, Any]) -> str:
         gain = ", ".join(f"{ratio:.1f}x" for ratio in ratios)
         lines.append(f"| {' | '.join(str(size) for size in sizes.values())} | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines)
+
+
+def draw(report: dict[str, Any], folder: Path) -> None:
+    """Write cost-glstm.svg and .png: CPU time of a step against N at the aim's batch, and against batch at its N."""
+    from jacnorm.report.plotting import legend_below, logarithmic, panels, save, style
+
+    with style():
+        figure, axes = panels(2)
+        parts = (("neighbours", "neighbours N", "graphs"), ("graphs", "graphs in a batch", "neighbours"))
+        for ax, (varied, label, fixed) in zip(axes, parts, strict=True):
+            held = getattr(AIMED, fixed)
+            rows = sorted((r for r in report["rows"] if r["sizes"][fixed] == held), key=lambda r: r["sizes"][varied])
+            for way, name in WAYS.items():
+                points = [(r["sizes"][varied], 1e3 * r["seconds"][way]) for r in rows if way in r["seconds"]]
+                ax.plot(*zip(*points, strict=True), marker="o", label=name)
+            ax.set(xlabel=label, ylabel="CPU time of a step and run [ms]")
+            logarithmic(ax, "xy")
+            ax.set_title(f"{held} {'graphs in a batch' if fixed == 'graphs' else 'neighbours'}, M = {AIMED.memory}")
+        legend_below(figure, axes[0], 2)
+        save(figure, folder, "cost-glstm")
 
 
 def versions() -> dict[str, str]:

@@ -52,11 +52,13 @@ def test_the_report_is_written_and_divides_by_ours(tmp_path, monkeypatch, capsys
     seconds = dict.fromkeys(WAYS, 1.0) | {"matrix": 3.0, "stack of 3": 0.5}
     answers = iter([seconds, {way: 0.002 for way in list(WAYS)[2:]}])
     monkeypatch.setattr(glstm, "compare", lambda row: next(answers))
-    monkeypatch.setattr(sys, "argv", ["glstm", "--quick", "--out", str(tmp_path / "bench" / "glstm.json")])
+    files = ["--out", str(tmp_path / "bench" / "glstm.json"), "--figure", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["glstm", "--quick", *files])
     glstm.main()
     report = json.loads((tmp_path / "bench" / "glstm.json").read_text())
     assert [row["sizes"] for row in report["rows"]] == [vars(row) for row in QUICK]
     assert report["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "cost-glstm.svg").read_text().startswith("<?xml")
     lines = capsys.readouterr().out.splitlines()
     assert "| 64 | 8 | 8 | 3e+03 | 1e+03 | 1e+03 | 500 | 3.0x, 6.0x |" in lines
     assert "| 64 | 32 | 16 | not run | not run | 2 | 2 |  |" in lines
