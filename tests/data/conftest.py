@@ -12,6 +12,7 @@ _MIRROR = os.environ.get("JACNORM_MIRROR")
 def _no_mirror(monkeypatch):
     monkeypatch.delenv("JACNORM_MIRROR", raising=False)
     monkeypatch.delenv("JACNORM_TEXT", raising=False)
+    monkeypatch.delenv("JACNORM_PHOTOS", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,6 @@ def test_rows_come_in_order_over_batches(monkeypatch):
     images = datasets.Dataset.from_dict({"img": encoded, "label": list(range(23))})
     opened = hub.Download(CIFAR.hub, {"train": images.cast_column("img", datasets.Image())})
     batches = list(opened.rows("train"))
-    assert [batch.first_row for batch in batches] == [0, 4, 8, 12, 16, 20]
+    assert [batch.rows[0] for batch in batches] == [0, 4, 8, 12, 16, 20]
     assert [label for batch in batches for label in batch.labels] == list(range(23))
     assert [image for batch in batches for image in batch.images] == [image["bytes"] for image in encoded]

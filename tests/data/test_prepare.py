@@ -138,7 +138,7 @@ def test_mistake_is_one_line_and_status_two(tmp_path, capfd):
 
 
 def test_unknown_name(tmp_path, capfd):
-    with pytest.raises(UserError, match='data set "mnits" is unknown; choose one of digits, photos, mnist, '):
+    with pytest.raises(UserError, match='data set "mnits" is unknown; choose one of digits, photos, digits_m, mnist, '):
         prepare("mnits", tmp_path / "x")
     with pytest.raises(UserError, match=r"'digits', 'photos', .* 'tinyshakespeare' or 'text'"):
         PrepareSettings(name="mnits")
@@ -160,6 +160,8 @@ def test_help_documents_every_option(capsys):
         "JACNORM_MIRROR",
         "--text-path",
         "JACNORM_TEXT",
+        "--photos-path",
+        "JACNORM_PHOTOS",
         "--out",
         "safetensors file to write",
     ):

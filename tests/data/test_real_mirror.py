@@ -1,9 +1,10 @@
-"""The real MNIST, CIFAR-10 and tiny Shakespeare, where JACNORM_MIRROR names a folder that holds them."""
+"""The real MNIST, CIFAR-10, tiny Shakespeare and BSDS500, where JACNORM_MIRROR names a folder that holds them."""
 
 import numpy as np
 import pytest
 import torch
 
+from jacnorm.data.photos import load
 from jacnorm.data.prepare import prepare
 from jacnorm.data.read import Prepared, read, read_text
 
@@ -47,3 +48,26 @@ def test_tiny_shakespeare(real_mirror, tmp_path):
     assert (prepared.label, prepared.source) == ("tiny Shakespeare", "mirror")
     assert (len(prepared.text), prepared.text.count("\n")) == (1_115_394, 40_000)
     assert prepared.text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
+
+
+def test_photos_of_bsds500(real_mirror):
+    """`load` compared their digest; all are 481 x 321 pixels, lying or standing."""
+    found = load(None, real_mirror)
+    assert (found.label, len(found.train), len(found.test)) == ("BSDS500", 160, 40)
+    assert {photo.shape for photo in (*found.train, *found.test)} == {(3, 321, 481), (3, 481, 321)}
+
+
+def test_mnist_m(real_mirror, tmp_path):
+    """Without ink the photos' mean colour is seen, under full ink its complement; patches spare the edges a little."""
+    prepare("mnist_m", tmp_path / "out.safetensors", real_mirror)
+    prepare("mnist", tmp_path / "mnist.safetensors", real_mirror)
+    made, digits = read(tmp_path / "out.safetensors"), read(tmp_path / "mnist.safetensors")
+    assert made.label == "MNIST-M (made here from BSDS500)"
+    assert made.train.x.shape == (60_000, 3, 28, 28)
+    photos = load(None, real_mirror)
+    for part, ink, shown in ((made.train, digits.train, photos.train), (made.test, digits.test, photos.test)):
+        assert torch.equal(part.y, ink.y)
+        colour = np.mean([photo.mean((1, 2)) for photo in shown], 0)
+        pixels = part.x.numpy().transpose(1, 0, 2, 3)
+        np.testing.assert_allclose(pixels[:, ink.x[:, 0] == 0].mean(1), colour, atol=5)
+        np.testing.assert_allclose(pixels[:, ink.x[:, 0] == 255].mean(1), 255 - colour, atol=5)

@@ -53,7 +53,7 @@ def write_shard(path, dataset: Dataset, images: list, labels: list) -> None:
 
 
 def shard(mirror, dataset: Dataset, split: str, part: int = 0, total: int = 1):
-    return mirror / dataset.hub.id / dataset.hub.config / f"{split}-{part:05d}-of-{total:05d}.parquet"
+    return mirror / dataset.hub.id / dataset.hub.folder / f"{split}-{part:05d}-of-{total:05d}.parquet"
 
 
 def write_mirror(

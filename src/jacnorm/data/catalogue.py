@@ -1,7 +1,8 @@
 """The named data sets: where each comes from, what it must look like, and what to call it. Cheap to import.
 
-To add a data set, add one entry to `CATALOGUE` (and its name to `Name`); images in Parquet on the Hugging Face hub and
-texts in a mirror need nothing else, an embedded set needs one function in `jacnorm.data.embedded` or `texts`.
+To add a data set, add one entry to `CATALOGUE` (and its name to `Name`); images in Parquet on the Hugging Face hub,
+digits blended with photos and texts in a mirror need nothing else, an embedded set needs one function in
+`jacnorm.data.embedded` or `texts`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,24 @@ from typing import Literal
 from jacnorm.errors import UserError
 
 Name = Literal[
-    "digits", "photos", "mnist", "fashion_mnist", "cifar10", "cifar100", "python_docs", "tinyshakespeare", "text"
+    "digits",
+    "photos",
+    "digits_m",
+    "mnist",
+    "fashion_mnist",
+    "mnist_m",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "domainnet_clipart",
+    "domainnet_infograph",
+    "domainnet_painting",
+    "domainnet_quickdraw",
+    "domainnet_real",
+    "domainnet_sketch",
+    "python_docs",
+    "tinyshakespeare",
+    "text",
 ]
 SPLITS = ("train", "test")
 
@@ -22,7 +40,7 @@ SPLITS = ("train", "test")
 class Hub:
     """A place on the Hugging Face hub whose Parquet files hold encoded images and integer labels.
 
-    A local mirror has the same layout: ``<mirror>/<id>/<config>/<split>-00000-of-00001.parquet``.
+    A local mirror has the same layout: ``<mirror>/<id>/<folder>/<split>-00000-of-00001.parquet``.
     """
 
     id: str
@@ -33,6 +51,28 @@ class Hub:
     """Column of the class numbers."""
     revision: str = "main"
     """Branch asked for. Not a fixed commit: the commit read is recorded, and it is the content that is checked."""
+    subfolder: str | None = None
+    """Folder of the files, if it is not called as the configuration is."""
+    only: tuple[str, int] | None = None
+    """Column of integers and the value of it that rows of this data set have; None takes all rows."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of the Parquet files."""
+        return self.subfolder or self.config
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Digits on photos, as MNIST-M was made from MNIST (Ganin et al. 2016, JMLR 17(59), section 5.2.1).
+
+    Each digit, in three equal channels of 0 .. 255, is laid over a random patch of a photo by the absolute difference
+    of the two. Training digits get patches of training photos, test digits of test photos.
+    """
+
+    digits: Literal["digits", "mnist"]
+    photos: Literal["photos", "bsds500"]
+    """The sample photos of scikit-learn; or a folder of photos (`jacnorm.data.photos`)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +92,10 @@ class Dataset:
     """How train and test were separated."""
     licence: str
     hub: Hub | None = None
-    """None: the data ship inside scikit-learn."""
+    blend: Blend | None = None
+    """How the data are made of others; with neither this nor `hub`, they ship inside scikit-learn."""
+    resized: bool = False
+    """The stored images have any size and colours; each is brought to `shape`, whatever its own proportions."""
     pixel_max: int = 255
     """Largest value that a pixel can take; the smallest is 0."""
     idx_md5: Mapping[str, str] = field(default_factory=dict)
@@ -149,6 +192,29 @@ _FASHION_MNIST = Dataset(
     },
 )
 
+_DIGITS_M = Dataset(
+    name="digits_m",
+    label="digits-M (made here)",
+    classes=_TEN,
+    shape=(3, 8, 8),
+    sizes=_DIGITS.sizes,
+    split=f"digits: {_DIGITS.split}; training digits lie on patches of china.jpg, test digits on patches of flower.jpg",
+    licence=f"{_DIGITS.licence}; {_PHOTOS.licence}",
+    blend=Blend("digits", "photos"),
+)
+
+_MNIST_M = Dataset(
+    name="mnist_m",
+    label="MNIST-M (made here from {photos})",
+    classes=_TEN,
+    shape=(3, 28, 28),
+    sizes=_MNIST_SIZES,
+    split="digits: official; the first four fifths of the photos by name lie under training digits, the others under "
+    "test digits",
+    licence=f"{_MNIST.licence}; BSDS500: research use only; photos of the user's: known to the user",
+    blend=Blend("mnist", "bsds500"),
+)
+
 _CIFAR10 = Dataset(
     name="cifar10",
     label="CIFAR-10",
@@ -181,6 +247,41 @@ _CIFAR100 = Dataset(
     hub=Hub("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
 )
 
+_SVHN = Dataset(
+    name="svhn",
+    label="SVHN",
+    classes=_TEN,
+    shape=(3, 32, 32),
+    sizes={"train": 73_257, "test": 26_032},
+    split=_OFFICIAL,
+    licence="non-commercial use (Netzer et al. 2011)",
+    hub=Hub("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
+)
+
+_DOMAINNET_SIZES = {  # of the cleaned version; no two are equal, so that a wrong domain is noticed
+    "clipart": (33_525, 14_604),
+    "infograph": (36_023, 15_582),
+    "painting": (50_416, 21_850),
+    "quickdraw": (120_750, 51_750),
+    "real": (120_906, 52_041),
+    "sketch": (48_212, 20_916),
+}
+
+_DOMAINNET = [
+    Dataset(
+        name=f"domainnet_{domain}",
+        label=f"DomainNet {domain}, resized to 64 x 64",
+        classes=tuple(map(str, range(345))),
+        shape=(3, 64, 64),
+        sizes={"train": train, "test": test},
+        split=_OFFICIAL,
+        licence="research use (DomainNet, Peng et al. 2019)",
+        hub=Hub("wltjr1007/DomainNet", "default", "image", "label", subfolder="data", only=("domain", number)),
+        resized=True,
+    )
+    for number, (domain, (train, test)) in enumerate(_DOMAINNET_SIZES.items())
+]
+
 _PYTHON_DOCS = Text(
     name="python_docs",
     label="Python {version} documentation",
@@ -201,7 +302,7 @@ _OWN_TEXT = Text(name="text", label="user's text", licence="known to the user")
 CATALOGUE: dict[str, Dataset | Text] = {
     entry.name: entry
     for entry in (
-        *(_DIGITS, _PHOTOS, _MNIST, _FASHION_MNIST, _CIFAR10, _CIFAR100),
+        *(_DIGITS, _PHOTOS, _DIGITS_M, _MNIST, _FASHION_MNIST, _MNIST_M, _CIFAR10, _CIFAR100, _SVHN, *_DOMAINNET),
         *(_PYTHON_DOCS, _TINY_SHAKESPEARE, _OWN_TEXT),
     )
 }

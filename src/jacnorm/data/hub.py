@@ -46,7 +46,7 @@ class Download:
         if split not in self.splits:
             raise UserError(f'{where} has no split "{split}", only {", ".join(self.splits)}; {_MIRROR}')
         rows = self.splits[split]
-        for column in (self.hub.image, self.hub.label):
+        for column in (self.hub.image, self.hub.label, *(self.hub.only or ())[:1]):
             if column not in rows.column_names:
                 raise UserError(f'{where} has no column "{column}", only {", ".join(rows.column_names)}; {_MIRROR}')
         rows = rows.cast_column(self.hub.image, datasets.Image(decode=False)).with_format("arrow")

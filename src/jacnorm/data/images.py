@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -17,14 +17,14 @@ _MODES = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Batch:
-    """Some consecutive rows of one file."""
+    """Some rows of one file, in its order."""
 
     images: list[bytes | None]
     labels: list[int | None]
     where: str
     """The file, for error messages."""
-    first_row: int
-    """Row of the file that is the first of this batch, counted from 0."""
+    rows: Sequence[int]
+    """Rows of the file that these are, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Decoded:
 def decode(dataset: Dataset, split: str, batches: Iterable[Batch]) -> Decoded:
     """Decode all rows of a split, in stored order.
 
+    Images of a data set that is `resized` become RGB and are scaled with antialiasing (bilinear).
     Raises UserError if an image cannot be decoded or has another size or colour mode, if a label is not a class
     number, or if the number of rows differs from the catalogue's.
     """
@@ -55,10 +56,10 @@ def decode(dataset: Dataset, split: str, batches: Iterable[Batch]) -> Decoded:
     count = 0
     for batch in batches:
         files[batch.where] = None
-        for offset, (data, label) in enumerate(zip(batch.images, batch.labels, strict=True)):
-            where = f"{batch.where}, row {batch.first_row + offset}"
+        for data, label, row in zip(batch.images, batch.labels, batch.rows, strict=True):
+            where = f"{batch.where}, row {row}"
             if count < size:
-                x[count], stored = _image(data, dataset.shape, where)
+                x[count], stored = _image(data, dataset, where)
                 y[count] = _label(label, len(dataset.classes), where)
                 formats.add(stored)
             count += 1
@@ -70,14 +71,17 @@ def decode(dataset: Dataset, split: str, batches: Iterable[Batch]) -> Decoded:
     return Decoded(x, y, frozenset(formats), tuple(files))
 
 
-def _image(data: bytes | None, shape: tuple[int, int, int], where: str) -> tuple[np.ndarray, str]:
+def _image(data: bytes | None, dataset: Dataset, where: str) -> tuple[np.ndarray, str]:
     from PIL import Image
 
     if data is None:
         raise UserError(f"{where}: the image is missing; replace the file with a fresh copy")
-    channels, height, width = shape
+    channels, height, width = dataset.shape
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            stored = str(image.format)
+            if dataset.resized:
+                image = image.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
             # Before decoding, so that a header which claims a huge picture costs nothing.
             if image.size != (width, height) or image.mode != _MODES[channels]:
                 raise UserError(
@@ -85,7 +89,6 @@ def _image(data: bytes | None, shape: tuple[int, int, int], where: str) -> tuple
                     f"{width} x {height} in mode {_MODES[channels]}; replace the file with a fresh copy"
                 )
             pixels = np.asarray(image)
-            stored = str(image.format)
     # Pillow reports damage with whatever its decoder met: OSError, SyntaxError, ValueError, struct.error and others.
     except UserError:
         raise

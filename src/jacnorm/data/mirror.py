@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +39,8 @@ def rows(dataset: Dataset, split: str, mirror: Path) -> Iterator[Batch]:
 
 
 def shards(hub: Hub, split: str, mirror: Path) -> list[Path]:
-    """The Parquet files of a split: ``<mirror>/<id>/<config>/<split>-<k>-of-<n>.parquet`` for k = 0 .. n-1."""
-    parent = mirror / hub.id / hub.config
+    """The Parquet files of a split: ``<mirror>/<id>/<folder>/<split>-<k>-of-<n>.parquet`` for k = 0 .. n-1."""
+    parent = mirror / hub.id / hub.folder
     pattern = re.compile(rf"{re.escape(split)}-\d{{5}}-of-(\d{{5}})\.parquet")
     try:
         names = [entry.name for entry in parent.iterdir()]
@@ -70,7 +70,8 @@ def _read(path: Path, hub: Hub) -> Iterator[Batch]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow, hub, path)
             first = 0
-            for batch in file.iter_batches(BATCH_ROWS, columns=[f"{hub.image}.bytes", hub.label], use_threads=False):
+            columns = [f"{hub.image}.bytes", hub.label, *(hub.only or ())[:1]]
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                 yield to_batch(batch, hub, str(path), first)
                 first += batch.num_rows
     # ValueError: names or text that are no longer UTF-8.
@@ -85,11 +86,19 @@ def _check_columns(schema: pa.Schema, hub: Hub, path: Path) -> None:
     image = schema.field(hub.image).type if hub.image in schema.names else None
     if image is None or not kinds.is_struct(image) or image.get_field_index("bytes") < 0:
         raise UserError(f'{path} has no column "{hub.image}" of encoded images ({{bytes, path}}); {_REPLACE}')
-    if hub.label not in schema.names or not kinds.is_integer(schema.field(hub.label).type):
-        raise UserError(f'{path} has no column "{hub.label}" of integers; {_REPLACE}')
+    for name in (hub.label, *(hub.only or ())[:1]):
+        if name not in schema.names or not kinds.is_integer(schema.field(name).type):
+            raise UserError(f'{path} has no column "{name}" of integers; {_REPLACE}')
 
 
 def to_batch(batch: pa.RecordBatch | pa.Table, hub: Hub, where: str, first_row: int) -> Batch:
-    """Take the image bytes and the labels out of Arrow rows."""
+    """Take the image bytes and the labels out of Arrow rows, of those rows that belong to the data set."""
+    numbers: Sequence[int] = range(first_row, first_row + batch.num_rows)
+    if hub.only is not None:
+        import pyarrow as pa
+
+        column, value = hub.only
+        kept = [place for place, found in enumerate(batch.column(column).to_pylist()) if found == value]
+        batch, numbers = batch.take(pa.array(kept, pa.int64())), [numbers[place] for place in kept]
     images = [None if image is None else image["bytes"] for image in batch.column(hub.image).to_pylist()]
-    return Batch(images, batch.column(hub.label).to_pylist(), where, first_row)
+    return Batch(images, batch.column(hub.label).to_pylist(), where, numbers)

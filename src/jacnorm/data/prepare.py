@@ -35,24 +35,38 @@ class PrepareSettings(Settings):
     text_path: str | None = setting(
         None, "UTF-8 text file that is the data set text (default: JACNORM_TEXT)", private=True
     )
+    photos_path: str | None = setting(
+        None,
+        "folder of photos that are laid under the digits of mnist_m (default: JACNORM_PHOTOS, else BSDS500 in the "
+        "mirror)",
+        private=True,
+    )
 
 
-def prepare(name: str, out: Path | str, mirror: Path | str | None = None, text_path: Path | str | None = None) -> None:
+def prepare(
+    name: str,
+    out: Path | str,
+    mirror: Path | str | None = None,
+    text_path: Path | str | None = None,
+    photos_path: Path | str | None = None,
+) -> None:
     """Write the data set `name` to `out`, atomically. Raises UserError if it is unknown, missing or damaged."""
     entry = catalogue.find(name)
     if isinstance(entry, catalogue.Text):
         tensors, about = _text(entry, mirror, text_path)
     else:
-        tensors, about = _images(entry, mirror)
+        tensors, about = _images(entry, mirror, photos_path)
     save_tensors(out, tensors, pack({"name": entry.name, "licence": entry.licence, **about}))
 
 
-def _images(entry: catalogue.Dataset, mirror: Path | str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _images(
+    entry: catalogue.Dataset, mirror: Path | str | None, photos_path: Path | str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import torch
 
     from jacnorm.data.sources import load
 
-    loaded = load(entry, mirror)
+    loaded = load(entry, mirror, photos_path)
     about = {
         "label": loaded.label,
         "digest": loaded.digest,
@@ -85,7 +99,7 @@ def run(settings: PrepareSettings, out: Path) -> None:
         out: safetensors file to write.
 
     """
-    prepare(settings.name, out, settings.mirror, settings.text_path)
+    prepare(settings.name, out, settings.mirror, settings.text_path, settings.photos_path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""The study `fedgtst` as a Flower app."""
