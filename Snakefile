@@ -10,11 +10,14 @@ min_version("9.18")
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/environments.smk"
 include: "workflow/rules/stability.smk"
 include: "workflow/rules/lipschitz.smk"
 include: "workflow/rules/sharpening.smk"
 include: "workflow/rules/attention.smk"
 include: "workflow/rules/glstm.smk"
+include: "workflow/rules/fedgtst.smk"
+include: "workflow/rules/worldmodel.smk"
 include: "workflow/rules/studies.smk"
 include: "workflow/rules/report.smk"
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 HASHED = ["build", "base", *EXTRAS]
+APART = ["dreamerv3", "dreamerv3-cuda"]
+"""Locks of environments of their own, which need not agree with ours."""
 
 
 def pins(*names: str) -> list[str]:
@@ -42,7 +44,7 @@ def lock_module():
     return module
 
 
-@pytest.mark.parametrize("name", HASHED)
+@pytest.mark.parametrize("name", [*HASHED, *APART])
 def test_every_pin_is_exact_and_hashed(name):
     text = (ROOT / f"requirements/{name}.txt").read_text()
     blocks = re.split(r"^(?=[^ #\n])", text, flags=re.MULTILINE)[1:]
@@ -62,7 +64,7 @@ def test_no_lock_names_an_index_a_path_or_torch():
 
 
 def test_locks_satisfy_pyproject_and_one_another():
-    assert sorted(path.stem for path in (ROOT / "requirements").glob("*.txt")) == sorted([*HASHED, "torch"])
+    assert sorted(path.stem for path in (ROOT / "requirements").glob("*.txt")) == sorted([*HASHED, *APART, "torch"])
     locked = versions(*HASHED, "torch")
     asked = [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
     for requirement in map(Requirement, asked):
@@ -72,6 +74,15 @@ def test_locks_satisfy_pyproject_and_one_another():
     for requirement in map(Requirement, PROJECT["dependencies"]):
         assert requirement.name in versions("base", "torch")
     assert locked["snakemake"] == "9.27.1"
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_lock_apart_satisfies_what_is_asked_for_there(name):
+    locked = versions("dreamerv3", name)
+    lines = (ROOT / f"requirements/{name}.in").read_text().splitlines()
+    asked = [Requirement(line.partition("#")[0]) for line in lines if line and not line.startswith(("#", "-"))]
+    assert asked
+    assert all(each.specifier.contains(locked[canonicalize_name(each.name)]) for each in asked)
 
 
 def test_environment_yml_names_the_locked_versions():

@@ -52,6 +52,11 @@ class Machine(Settings):
     text_path: str | None = setting(
         None, "UTF-8 text file of your own, for settings that name the data set text", private=True
     )
+    photos_path: str | None = setting(
+        None,
+        "folder of photos (JPEG or PNG) to make the data set mnist_m with; None takes BSDS500 from the mirror",
+        private=True,
+    )
     wandb: Literal["offline", "online", "disabled"] = setting("offline", "Weights & Biases mode")
     jobs: Jobs = setting(Jobs(), "resources by step")
     studies: dict[str, dict[str, Any] | None] = setting({}, "settings of each study, validated by its own class")

@@ -33,7 +33,7 @@ class Project:
         folder.mkdir(parents=True)
         shutil.copy2(ROOT / "Snakefile", folder)
         shutil.copy2(Path(__file__).with_name(TINY), folder)
-        for name in ("workflow", "configs", "src"):
+        for name in ("workflow", "configs", "requirements", "src"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         (folder / "profiles").symlink_to((ROOT / "profiles").readlink())
         return cls(folder)

@@ -18,6 +18,8 @@ MEASURED = {
     "sharpening": {"descent", "images", "regularisers", "scaling"},
     "attention": {"probing", "synthetic"},
     "glstm": {"trees", "nar", "narr"},
+    "fedgtst": {"bounds", "engines", "federated", "images", "domains"},
+    "worldmodel": {"expansion", "pendulum", "dreamer"},
 }
 TRAINED = {
     "stability": {"trainability", "drift"},
@@ -25,10 +27,18 @@ TRAINED = {
     "sharpening": {"descent", "images", "regularisers", "scaling"},
     "attention": {"probing"},
     "glstm": {"nar", "narr", "gpp", "ring", "peptides"},
+    "fedgtst": {"federated", "images", "domains"},
+    "worldmodel": {"pendulum", "dreamer"},
 }
 NOT_AT = {
-    "smoke": {"lipschitz": {"table"}, "sharpening": {"images"}, "glstm": {"narr", "ring", "peptides"}},
-    "laptop": {"glstm": {"peptides"}},
+    "smoke": {
+        "lipschitz": {"table"},
+        "sharpening": {"images"},
+        "glstm": {"narr", "ring", "peptides"},
+        "fedgtst": {"images", "domains"},
+        "worldmodel": {"dreamer"},
+    },
+    "laptop": {"glstm": {"peptides"}, "fedgtst": {"images", "domains"}},
 }
 JOBS_AT_SMOKE = {
     "stability": 11,
@@ -36,9 +46,12 @@ JOBS_AT_SMOKE = {
     "sharpening": 9,
     "attention": 6,
     "glstm": 6,
-}  # one of them prepares the data
+    "fedgtst": 8,
+    "worldmodel": 5,
+}  # one of them prepares the data, two with fedgtst
 
-DATA_SETS = {"digits", "mnist", "cifar10", "cifar100", "python_docs", "tinyshakespeare"}
+DATA_SETS = {"digits", "mnist", "cifar10", "cifar100", "python_docs", "tinyshakespeare", "digits_m", "mnist_m", "svhn"}
+DATA_SETS |= {f"domainnet_{name}" for name in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")}
 
 
 def experiments_of(jobs: set[str], study: str, step: str) -> set[str]:
@@ -102,7 +115,7 @@ def test_every_rule_has_a_log_a_benchmark_and_resources_and_none_hides_code():
     found = {f"{path.name}: {rule}": sections for path in RULES for rule, sections in rules(path).items()}
     targets = {rule for rule, sections in found.items() if set(sections) <= {"default_target", "name", "input"}}
     assert {rule.partition(": ")[0] for rule in targets} == {"Snakefile", "studies.smk"}
-    assert len(found) - len(targets) == 6  # data, train, measure, plot, judge, report
+    assert len(found) - len(targets) == 7  # data, environment, train, measure, plot, judge, report
     order = ["name", "input", "output", "log", "benchmark", "resources", "params", "message", "shell"]
     for rule in found.keys() - targets:
         assert set(order) - {"name", "input"} <= set(found[rule]) <= set(order), rule

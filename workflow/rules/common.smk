@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jacnorm.code_version import code_version
 from jacnorm.config import data_sets, load
-from jacnorm.data import texts
+from jacnorm.data import photos, texts
 from jacnorm.data.catalogue import find
 from jacnorm.errors import UserError
 from jacnorm.files import read_yaml
@@ -22,13 +22,23 @@ def own_text():
     return texts.load(find("text")).digest
 
 
+def own_photos():
+    """Digest of the user's photos if a folder of them is given."""
+    return photos.digest(photos.listed(photos.given())) if photos.given() else ""
+
+
 try:
     CONFIG = load(Path(workflow.basedir) / "configs", config)
     if CONFIG.machine.text_path:
         os.environ[texts.VARIABLE] = str(
             Path(CONFIG.machine.text_path).expanduser().absolute()
         )
+    if CONFIG.machine.photos_path:
+        os.environ[photos.VARIABLE] = str(
+            Path(CONFIG.machine.photos_path).expanduser().absolute()
+        )
     TEXT = own_text()
+    PHOTOS = own_photos()
 except UserError as error:
     print(f"ERROR: {error}", file=sys.stderr)
     sys.exit(2)
@@ -52,6 +62,8 @@ if CONFIG.machine.mirror:
 # By study: step ("train", "measure") -> experiment -> tables that the job fills. Each study's rule file adds its own,
 # and studies.smk makes the rules.
 STUDIES = {}
+# Experiments whose program cannot live in this environment: (study, experiment) -> name of its own (environments.smk).
+ENVIRONMENTS = {}
 # What each study is to leave behind.
 TARGETS = {}
 
@@ -97,15 +109,18 @@ def data_of(study, experiment):
     return [f"{RESULTS}/data/{name}.safetensors" for name in names]
 
 
-def data_inputs(study, experiment):
-    """What a training job reads: the data sets, if any, as named inputs."""
+def given(study, experiment):
+    """What every job of an experiment reads, as named inputs: data sets and an environment of its own, if any."""
     files = data_of(study, experiment)
-    return {"data": files} if files else {}
+    found = {"data": files} if files else {}
+    if (study, experiment) in ENVIRONMENTS:
+        found["environment"] = environment_of(ENVIRONMENTS[study, experiment])
+    return found
 
 
 def inputs_of(study, experiment):
-    """What a measuring job reads: the data sets and, if the experiment trains, the weights."""
-    found = data_inputs(study, experiment)
+    """What a measuring job reads: what is given and, if the experiment trains, the weights."""
+    found = given(study, experiment)
     if experiment in STUDIES[study].get("train", {}):
         found["weights"] = f"{RESULTS}/{study}/train/{experiment}-{{block}}.safetensors"
     return found

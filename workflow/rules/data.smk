@@ -13,6 +13,7 @@ rule data:
     params:
         code=code_version("jacnorm.data.prepare"),
         text=lambda wildcards: TEXT if wildcards.name == "text" else "",
+        photos=lambda wildcards: PHOTOS if wildcards.name == "mnist_m" else "",
     message:
         "Preparing the data set {wildcards.name}"
     shell:

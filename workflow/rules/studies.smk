@@ -21,7 +21,7 @@ for study, steps in STUDIES.items():
             name:
                 f"{study}_train_{experiment}"
             input:
-                **data_inputs(study, experiment),
+                **given(study, experiment),
             output:
                 *tables(study, "train", experiment),
                 weights=f"{RESULTS}/{study}/train/{experiment}-{{block}}.safetensors",
