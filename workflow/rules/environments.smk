@@ -23,9 +23,9 @@ rule environment:
     output:
         f"{ENVIRONMENT_FOLDER}/{{environment}}/environment.json",
     log:
-        f"{ENVIRONMENT_FOLDER}/{{environment}}/build.log",
+        f"{ENVIRONMENT_FOLDER}/logs/{{environment}}.log",
     benchmark:
-        f"{ENVIRONMENT_FOLDER}/{{environment}}/build.tsv"
+        f"{ENVIRONMENT_FOLDER}/benchmarks/{{environment}}.tsv"
     resources:
         **needs("data"),
     params:
