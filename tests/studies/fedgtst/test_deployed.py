@@ -31,7 +31,7 @@ from jacnorm.studies.fedgtst.strategies import part
 
 ROOT = Path(__file__).parents[3]
 APP = ROOT / "federated_app"
-NO_OPTIONS = {"seeds", "seeds_per_job", "total_samples"}
+NO_OPTIONS = {"seeds", "seeds_per_job"}
 """Fields that a Flower app cannot offer: lists, and values that may be none."""
 PAGE = (ROOT / "docs" / "federated.md").read_text()
 

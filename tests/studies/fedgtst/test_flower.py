@@ -92,13 +92,6 @@ def test_every_part_of_a_plan_counts_in_its_fingerprint():
     assert len(prints) == 4
 
 
-def test_clients_may_share_a_given_number_of_samples(tmp_path):
-    shared = plan("fedsr", client_samples=99, total_samples=CLIENTS * SAMPLES + 1)
-    assert shared.samples == SAMPLES
-    first, second = (run_in_process(each, samples, tmp_path / each.fingerprint) for each in (shared, plan("fedsr")))
-    assert same(first.server, second.server)
-
-
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 

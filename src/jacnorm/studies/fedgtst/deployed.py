@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 class DeployedSettings(TrainingSettings):
     """A run on machines of their own.
 
-    A Flower app's options are single values that are always given: `seeds` and `total_samples` cannot be among them.
+    A Flower app's options are single values that are always given: `seeds` cannot be among them.
     """
 
     seed: int = setting(10, "random seed of start, participants and batches", ge=0)
