@@ -469,9 +469,12 @@ def training(tables: Tables) -> Figure:
             _method_curve(right, points.assign(percent=100 * points.source_accuracy), "round", "percent", arm)
         fits = rows_of(part.tables["runs"], cell)
         counts = [f"{int((fits.outcome == word).sum())} {word}" for word in ("finished", "unstable", "diverged")]
+        started = rows_of(part.tables["rounds"], cell)
+        # A run that diverges would press all others flat.
+        left.set_ylim(0, min(left.get_ylim()[1], 2 * started[started["round"] == 1].loss.median()))
         left.set(xlabel=ROUND, ylabel="training loss [nat]")
         left.set_title(f"{_title(cell)}\n{len(fits)} runs: {', '.join(counts)}", fontsize=9)
-        right.set(xlabel=ROUND, ylabel="source accuracy [%]")
+        right.set(xlabel=ROUND, ylabel="source accuracy [%]", ylim=(0, 100))
         right.set_title("global model, source's test part", fontsize=9)
     _largest_legend(figure, axes, 4)
     return figure
