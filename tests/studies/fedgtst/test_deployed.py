@@ -147,7 +147,11 @@ def test_the_simulation_agrees(tmp_path):
     """In a process of its own, because Ray leaves its processes to be collected."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # also for the processes of Ray
     folder = tmp_path / "simulated"
-    subprocess.run([sys.executable, "-c", SIMULATED, str(folder)], env=environment, timeout=400, check=True)
+    command = [sys.executable, "-c", SIMULATED, str(folder)]
+    # Ray on a loaded machine has been seen to lose the actors of the first round: too few clients answer, the run ends
+    # with a sentence, and the same command goes on from there.
+    if subprocess.run(command, env=environment, timeout=400).returncode:
+        subprocess.run(command, env=environment, timeout=400, check=True)
     this = plan("scaffold")
     simulated = JacnormStrategy(this, folder / SERVER).run(InProcessGrid(deployed.client(), []))
     here = run_in_process(this, samples, tmp_path / "here")
