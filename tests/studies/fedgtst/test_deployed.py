@@ -165,6 +165,13 @@ def commands(kind: str) -> list[str]:
     return [line for block in re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 
 
+def test_the_readme_shows_commands_of_the_page():
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = next(block.splitlines() for block in blocks if "flower-superlink" in block)
+    assert len(shown) >= 5
+    assert set(shown) <= set(commands("sh"))
+
+
 def free_ports(number: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
